@@ -1,0 +1,92 @@
+//! Ctrl-C, SIGTERM, and readers that go away.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::process::{Child, Command};
+
+use crate::command::{Files, backstop, run_fed, signal, start, wait};
+
+const THREE: &str = "{\"body\":\"1\"}\n{\"body\":\"2\"}\n{\"body\":\"3\"}\n";
+
+/// Says that it runs, and waits until it may end.
+const WAITING: &str = "echo $$ > started; until test -e go; do sleep 0.02; done; echo x >> done";
+
+/// Starts it with its stderr in a file, so that a test can wait for what it says.
+fn start_logging(files: &Files, command: &mut Command) -> Child {
+    let log = File::create(files.path("log")).unwrap();
+    command.stdout(Stdio::piped()).stderr(log);
+    command.spawn().expect("the command starts")
+}
+
+#[tokio::test]
+async fn a_signal_lets_what_runs_finish_and_starts_nothing_more() {
+    for name in ["TERM", "INT"] {
+        let files = Files::new();
+        let arguments = ["--max-in-flight", "1", "--", "sh", "-c", WAITING];
+        let child = start_logging(&files, &mut run_fed(&files, THREE, &arguments));
+        files.wait_for("started", "").await;
+        signal(&child, name).await;
+        files.wait_for("log", "shutting down").await;
+        files.write("go", "");
+        let ended = wait(child).await.with_code(0);
+        assert_eq!(files.read("done"), "x\n", "{name}");
+        assert_eq!(ended.json()["completed"], 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_at_once_and_gives_back() {
+    let files = Files::new();
+    let script = "trap '' TERM; echo $$ > started; while :; do sleep 0.05; done";
+    let arguments = [
+        "--kill-after",
+        "1h",
+        "--grace",
+        "1h",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let mut command = run_fed(&files, r#"{"body":"1"}"#, &arguments);
+    let child = start_logging(&files, &mut command);
+    let program = files.wait_for("started", "").await;
+    signal(&child, "TERM").await;
+    files.wait_for("log", "shutting down").await;
+    signal(&child, "TERM").await;
+    let summary = wait(child).await.with_code(75).json();
+    assert!(files.read("log").contains("given back"));
+    assert_eq!(summary["completed"], 0, "{summary}");
+    assert_eq!(summary["dead_lettered"], 0, "{summary}");
+    let program = Path::new("/proc").join(program.trim());
+    assert!(!program.exists(), "the program lives on");
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_is_no_error() {
+    for arguments in [
+        &["publish", "--url", "memory://q", "--json", "1"][..],
+        &["publish", "--url", "memory://q", "1"],
+        &["--help"],
+    ] {
+        let mut child = start(&mut backstop(arguments));
+        drop(child.stdout.take());
+        wait(child).await.with_code(0);
+    }
+}
+
+#[tokio::test]
+async fn nobody_has_to_read_stderr() {
+    let files = Files::new();
+    let mut command = run_fed(&files, THREE, &["--", "sh", "-c", "echo said >&2"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    let ended = wait(child).await.with_code(0);
+    assert_eq!(ended.json()["completed"], 3);
+}

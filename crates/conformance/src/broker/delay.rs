@@ -1,0 +1,213 @@
+//! Delays: never too early, soon after, and never in each other's way.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use backstop_core::{
+    Backoff, BrokerErrorKind, HandlerError, Jitter, Message, Outgoing, Publisher, Verdict,
+};
+use tokio::time::Instant;
+
+use super::journal::{Journal, Running};
+use super::stage::{Scene, Stage, id_of, messages};
+use crate::runner::{Case, case};
+
+pub(super) fn cases() -> Vec<Case<Stage>> {
+    vec![
+        case!("R1", a_retry_comes_not_before_its_delay_and_soon_after_it),
+        case!("R2", delays_grow_with_jitter_in_bounds_up_to_the_cap),
+        case!("R11", a_short_delay_does_not_wait_for_a_long_one),
+        case!("R12", a_delay_above_the_brokers_maximum_is_refused),
+    ]
+}
+
+/// How much later than its time a message may come, on a busy machine.
+const TOLERANCE: Duration = Duration::from_secs(10);
+
+async fn a_retry_comes_not_before_its_delay_and_soon_after_it(stage: Stage) -> Result<()> {
+    let scene = stage.scene().await?;
+    let inbox = scene.subscribe(&scene.broker, 4).await?;
+    let sent = messages(1);
+    scene.publish(sent).await?;
+    // Adapters treat short and long waits differently.
+    let mut used = 0;
+    for ticks in [2, 15, 3, 25] {
+        let delivery = inbox.next().await?;
+        ensure!(
+            delivery.attempts_used == used,
+            "{} attempts are known instead of {used}",
+            delivery.attempts_used
+        );
+        used += 1;
+        let after = scene.ticks(ticks);
+        let asked = Instant::now();
+        let verdict = Verdict::Retry {
+            after,
+            attempts_used: used,
+        };
+        inbox.settle(delivery, verdict).await?;
+        let again = inbox.next().await?;
+        let took = asked.elapsed();
+        ensure!(took >= after, "a retry after {after:?} came after {took:?}");
+        ensure!(
+            took <= after + TOLERANCE,
+            "a retry after {after:?} took {took:?}"
+        );
+        ensure!(
+            again.attempts_used == used,
+            "the count of attempts was lost"
+        );
+        used += 1;
+        let verdict = Verdict::Retry {
+            after: Duration::ZERO,
+            attempts_used: used,
+        };
+        inbox.settle(again, verdict).await?;
+    }
+    let last = inbox.next().await?;
+    inbox.complete(vec![last]).await?;
+    inbox.close().await;
+    published_delays_are_kept(&scene).await?;
+    scene.must_be_empty().await
+}
+
+async fn published_delays_are_kept(scene: &Scene) -> Result<()> {
+    let inbox = scene.subscribe(&scene.broker, 4).await?;
+    for ticks in [2, 15] {
+        let (delay, asked) = (scene.ticks(ticks), Instant::now());
+        let message = Arc::new(Message::new("later"));
+        let outgoing = Outgoing { message, delay };
+        let answers = scene.broker.publish(std::slice::from_ref(&outgoing)).await;
+        for answer in answers {
+            answer.context("publishing for later")?;
+        }
+        let delivery = inbox.next().await?;
+        let took = asked.elapsed();
+        ensure!(
+            took >= delay,
+            "a message for {delay:?} later came after {took:?}"
+        );
+        ensure!(
+            took <= delay + TOLERANCE,
+            "a message for {delay:?} later took {took:?}"
+        );
+        inbox.complete(vec![delivery]).await?;
+    }
+    inbox.close().await;
+    Ok(())
+}
+
+async fn delays_grow_with_jitter_in_bounds_up_to_the_cap(stage: Stage) -> Result<()> {
+    let scene = stage.scene().await?;
+    let (base, cap) = (scene.ticks(2), scene.ticks(8));
+    // Additive jitter, nearly all of it: half as much again as the bare backoff.
+    let builder = scene
+        .consumer()
+        .await?
+        .backoff(Backoff::new(base, cap, Jitter::Additive)?)
+        .randomness(Arc::new(|| 0.999))
+        .max_attempts(5);
+    let sent = messages(5);
+    scene.publish(sent.clone()).await?;
+    let journal = Journal::default();
+    let running = Running::start(&stage, builder, &journal, |_| async {
+        Err(HandlerError::transient("the downstream is away"))
+    })?;
+    scene.dead_letters(5).await?;
+    running.drain().await?;
+    for message in &sent {
+        let starts = journal.starts_of(&id_of(message));
+        ensure!(starts.len() == 5, "{} starts instead of 5", starts.len());
+        for (pair, doublings) in starts.windows(2).zip(0..) {
+            let bare = cap.min(base * 2_u32.pow(doublings));
+            let ended = pair[0].end.context("an attempt without an end")?.at;
+            let wait = pair[1].at.duration_since(ended);
+            let least = bare.mul_f64(1.49);
+            ensure!(
+                wait >= least,
+                "attempt {} came after {wait:?}, not {least:?}",
+                doublings + 2
+            );
+            let most = bare.mul_f64(1.5) + TOLERANCE;
+            ensure!(
+                wait <= most,
+                "attempt {} took {wait:?}, not {most:?}",
+                doublings + 2
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn a_short_delay_does_not_wait_for_a_long_one(stage: Stage) -> Result<()> {
+    let scene = stage.scene().await?;
+    let long = Duration::from_mins(2);
+    let sent = messages(4);
+    scene.publish(sent).await?;
+    let inbox = scene.subscribe(&scene.broker, 10).await?;
+    let received = inbox.receive(4).await?;
+    let (mut short_ones, begun) = (BTreeMap::new(), Instant::now());
+    for (n, delivery) in received.into_iter().enumerate() {
+        let after = match n {
+            0 | 1 => long,
+            2 => scene.ticks(15),
+            _ => scene.ticks(2),
+        };
+        if after != long {
+            short_ones.insert(id_of(&delivery.message), after);
+        }
+        let verdict = Verdict::Retry {
+            after,
+            attempts_used: 1,
+        };
+        inbox.settle(delivery, verdict).await?;
+    }
+    for _ in 0..2 {
+        let delivery = inbox.next().await?;
+        let took = begun.elapsed();
+        let due = short_ones.remove(&id_of(&delivery.message));
+        let due = due.context("a long delay ended before a short one")?;
+        ensure!(
+            took >= due && took <= due + TOLERANCE,
+            "a wait of {due:?} took {took:?}"
+        );
+        inbox.complete(vec![delivery]).await?;
+    }
+    inbox.nothing_for(stage.harness.quiet()).await?;
+    inbox.close().await;
+    Ok(())
+}
+
+async fn a_delay_above_the_brokers_maximum_is_refused(stage: Stage) -> Result<()> {
+    let scene = stage.scene().await?;
+    let limit = scene
+        .broker
+        .capabilities()
+        .max_delay
+        .context("no maximum is declared")?;
+    let above = limit + Duration::from_secs(1);
+    let builder = scene.storeless_consumer().await?;
+    // No backoff is longer than a week, whatever the broker can do.
+    let refusal = match Backoff::new(limit.min(Backoff::MAX_CAP), above, Jitter::None) {
+        Ok(backoff) => builder
+            .backoff(backoff)
+            .raw(|_: bytes::Bytes, _| async { Ok(()) })
+            .err(),
+        Err(refusal) => Some(refusal),
+    };
+    let refusal = refusal.context("a backoff above the broker's maximum was accepted")?;
+    ensure!(refusal.setting() == "backoff_cap", "refused: {refusal}");
+    let publisher = Publisher::new(Arc::clone(&scene.broker));
+    let error = publisher
+        .publish_after(Message::new("too late"), above)
+        .await
+        .err()
+        .context("a publication beyond the broker's maximum was accepted")?;
+    ensure!(error.kind() == BrokerErrorKind::Unsupported, "{error}");
+    publisher
+        .publish_after(Message::new("at the limit"), limit)
+        .await?;
+    Ok(())
+}

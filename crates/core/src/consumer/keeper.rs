@@ -1,0 +1,342 @@
+//! The lease keeper: while a delivery is with us, its broker lease and its claim are renewed.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use parking_lot::Mutex;
+use slab::Slab;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::stats::Counters;
+use crate::delivery::LeaseId;
+use crate::ports::{
+    DeliveryLease, IdempotencyStore, LeaseState, Ownership, StoreHandle, Subscription, Ticket,
+};
+
+/// Whether a delivery may still be settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Lease and claim are ours.
+    Held,
+    /// A verdict is on its way to the broker: what becomes of the lease is no news.
+    Settling,
+    /// The broker has taken the delivery back.
+    LeaseLost,
+    /// Another consumer has taken the claim over, or may have.
+    ClaimLost,
+    /// The shutdown grace is over.
+    Stopped,
+}
+
+/// How the keeper keeps time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeeperSettings {
+    /// How long a claim lasts.
+    pub(crate) claim_lease: Duration,
+    /// How the broker leases.
+    pub(crate) delivery_lease: DeliveryLease,
+}
+
+impl KeeperSettings {
+    /// A connection-bound lease costs nothing to check; this is how soon its loss is noticed.
+    const CONNECTION_CHECK: Duration = Duration::from_secs(1);
+
+    fn tick(&self, shortest_lease: Option<Duration>) -> Duration {
+        let shortest = shortest_lease.map_or(self.claim_lease, |l| l.min(self.claim_lease));
+        (shortest / 6).clamp(Duration::from_millis(1), Self::CONNECTION_CHECK)
+    }
+
+    /// How long broker and store may take to answer, so that there is time to ask again.
+    fn patience(&self, shortest_lease: Option<Duration>) -> Duration {
+        let shortest = shortest_lease.map_or(self.claim_lease, |l| l.min(self.claim_lease));
+        (shortest / 3).max(Duration::from_millis(1))
+    }
+}
+
+struct Entry {
+    serial: u64,
+    lease: LeaseId,
+    received: Instant,
+    lease_renewed: Instant,
+    lease_lasts: Option<Duration>,
+    claim: Option<(Ticket, Instant)>,
+    standing: Standing,
+    cancellation: CancellationToken,
+}
+
+#[derive(Default)]
+struct Entries {
+    slab: Slab<Entry>,
+    serial: u64,
+    shortest_lease: Option<Duration>,
+}
+
+/// Keeps the leases and claims of everything that a consumer holds.
+pub(crate) struct Keeper {
+    entries: Mutex<Entries>,
+    settings: KeeperSettings,
+    counters: Arc<Counters>,
+}
+
+/// One delivery's place with the keeper; dropping it ends the renewals.
+pub(crate) struct Hold {
+    keeper: Arc<Keeper>,
+    index: usize,
+    cancellation: CancellationToken,
+}
+
+type Due<T> = Vec<(usize, u64, T)>;
+
+impl Keeper {
+    pub(crate) fn new(settings: KeeperSettings, counters: Arc<Counters>) -> Self {
+        Self {
+            entries: Mutex::default(),
+            settings,
+            counters,
+        }
+    }
+
+    /// Begins to keep a delivery that was received at `now`.
+    pub(crate) fn hold(
+        self: &Arc<Self>,
+        lease: LeaseId,
+        lasts: Option<Duration>,
+        now: Instant,
+    ) -> Hold {
+        let cancellation = CancellationToken::new();
+        let mut entries = self.entries.lock();
+        entries.serial += 1;
+        if let Some(lasts) = lasts {
+            let shortest = entries.shortest_lease.map_or(lasts, |s| s.min(lasts));
+            entries.shortest_lease = Some(shortest);
+        }
+        let entry = Entry {
+            serial: entries.serial,
+            lease,
+            received: now,
+            lease_renewed: now,
+            lease_lasts: lasts,
+            claim: None,
+            standing: Standing::Held,
+            cancellation: cancellation.clone(),
+        };
+        let index = entries.slab.insert(entry);
+        drop(entries);
+        Hold {
+            keeper: Arc::clone(self),
+            index,
+            cancellation,
+        }
+    }
+
+    /// Cancels everything that is held: the shutdown grace is over.
+    pub(crate) fn stop_all(&self) {
+        for (_, entry) in &mut self.entries.lock().slab {
+            lose(entry, Standing::Stopped);
+            entry.cancellation.cancel();
+        }
+    }
+
+    /// Renews until dropped.
+    pub(crate) async fn run(&self, subscription: &dyn Subscription, store: Option<StoreHandle>) {
+        loop {
+            let shortest = self.entries.lock().shortest_lease;
+            let tick = self.settings.tick(shortest);
+            tokio::time::sleep(tick).await;
+            let asked = Instant::now();
+            let (leases, claims) = self.due(asked, tick);
+            let patience = self.settings.patience(shortest);
+            let extending = self.extend_leases(subscription, leases, asked);
+            let renewing = self.renew_claims(store.as_deref(), claims, asked);
+            let round = async {
+                tokio::join!(
+                    self.bounded(patience, extending),
+                    self.bounded(patience, renewing)
+                )
+            };
+            let mut round = pin!(round);
+            loop {
+                tokio::select! {
+                    _ = &mut round => break,
+                    // An answer that does not come hides nothing that runs out meanwhile.
+                    () = tokio::time::sleep(tick) => drop(self.due(Instant::now(), tick)),
+                }
+            }
+        }
+    }
+
+    /// Asks broker or store, who may hang, and whose adapter may panic.
+    async fn bounded(&self, patience: Duration, asking: impl Future<Output = ()>) {
+        let asking = AssertUnwindSafe(asking).catch_unwind();
+        let problem = match tokio::time::timeout(patience, asking).await {
+            Ok(Ok(())) => return,
+            Ok(Err(_)) => "panicked: a bug in an adapter",
+            Err(_) => "did not end in time",
+        };
+        self.counters.renewal_errors.raise();
+        tracing::error!("renewing leases or claims {problem}");
+    }
+
+    /// What has used up a third of its time, and what has run out; a claim that would run out before
+    /// the next tick counts as lost, so that its handler has ended when another one begins.
+    fn due(&self, now: Instant, tick: Duration) -> (Due<LeaseId>, Due<Ticket>) {
+        let (mut leases, mut claims) = (Vec::new(), Vec::new());
+        let claim_lease = self.settings.claim_lease;
+        for (index, entry) in &mut self.entries.lock().slab {
+            let since_extended = now.duration_since(entry.lease_renewed);
+            match entry.lease_lasts {
+                Some(lasts) if since_extended >= lasts => self.lose_lease(entry),
+                Some(_) if self.past_limit(entry, now) => {}
+                Some(lasts) if since_extended < lasts / 3 => {}
+                _ => leases.push((index, entry.serial, entry.lease)),
+            }
+            let since_renewed = entry
+                .claim
+                .as_ref()
+                .map(|(_, renewed)| now.duration_since(*renewed));
+            match since_renewed {
+                Some(since) if since + tick >= claim_lease => lose(entry, Standing::ClaimLost),
+                Some(since) if since >= claim_lease / 3 => {
+                    let ticket = entry.claim.as_ref().map(|(ticket, _)| ticket.clone());
+                    claims.extend(ticket.map(|ticket| (index, entry.serial, ticket)));
+                }
+                _ => {}
+            }
+        }
+        (leases, claims)
+    }
+
+    fn lose_lease(&self, entry: &mut Entry) {
+        if entry.standing == Standing::Held {
+            self.counters.lost_leases.raise();
+            lose(entry, Standing::LeaseLost);
+        }
+    }
+
+    fn past_limit(&self, entry: &Entry, now: Instant) -> bool {
+        match self.settings.delivery_lease {
+            DeliveryLease::Timed {
+                max_total: Some(limit),
+            } => now.duration_since(entry.received) + entry.lease_lasts.unwrap_or_default() > limit,
+            _ => false,
+        }
+    }
+
+    async fn extend_leases(&self, subscription: &dyn Subscription, due: Due<LeaseId>, at: Instant) {
+        if due.is_empty() {
+            return;
+        }
+        let leases: Vec<_> = due.iter().map(|(_, _, lease)| *lease).collect();
+        let answers = subscription.extend(&leases).await;
+        for ((index, serial, _), answer) in due.into_iter().zip(answers) {
+            self.with(index, serial, |entry| match answer {
+                Ok(LeaseState::Held(lasts)) => {
+                    entry.lease_renewed = at;
+                    entry.lease_lasts = lasts;
+                }
+                Ok(LeaseState::Lost) => self.lose_lease(entry),
+                Err(_) if entry.standing == Standing::Settling => {}
+                Err(error) => {
+                    self.counters.renewal_errors.raise();
+                    tracing::warn!(%error, "a lease could not be extended; trying again until it runs out");
+                }
+            });
+        }
+    }
+
+    async fn renew_claims(
+        &self,
+        store: Option<&dyn IdempotencyStore>,
+        due: Due<Ticket>,
+        at: Instant,
+    ) {
+        let Some(store) = store.filter(|_| !due.is_empty()) else {
+            return;
+        };
+        let tickets: Vec<_> = due.iter().map(|(_, _, ticket)| ticket.clone()).collect();
+        let answers = store.renew(&tickets, self.settings.claim_lease).await;
+        for ((index, serial, ticket), answer) in due.into_iter().zip(answers) {
+            self.with(index, serial, |entry| {
+                let Some((current, renewed)) = entry.claim.as_mut().filter(|(t, _)| *t == ticket)
+                else {
+                    return;
+                };
+                match answer {
+                    Ok(Ownership::Held) => *renewed = at,
+                    Ok(Ownership::Fenced) => {
+                        tracing::warn!(key = ?current.key, fence = %current.fence, "a claim was taken over; its handler is cancelled");
+                        lose(entry, Standing::ClaimLost);
+                    }
+                    Err(error) => {
+                        self.counters.renewal_errors.raise();
+                        tracing::warn!(key = ?current.key, %error, "a claim could not be renewed; trying again until it runs out");
+                    }
+                }
+            });
+        }
+    }
+
+    /// Changes an entry, if the index still belongs to the delivery with this serial number.
+    fn with(&self, index: usize, serial: u64, change: impl FnOnce(&mut Entry)) {
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.slab.get_mut(index).filter(|e| e.serial == serial) {
+            change(entry);
+        }
+    }
+}
+
+fn lose(entry: &mut Entry, standing: Standing) {
+    if entry.standing == Standing::Held {
+        entry.standing = standing;
+        entry.cancellation.cancel();
+    }
+}
+
+impl Hold {
+    /// Keeps this claim too, made at `asked`.
+    pub(crate) fn keep_claim(&self, ticket: Ticket, asked: Instant) {
+        self.keeper.entries.lock().slab[self.index].claim = Some((ticket, asked));
+    }
+
+    /// Keeps no claim any more.
+    pub(crate) fn drop_claim(&self) {
+        self.keeper.entries.lock().slab[self.index].claim = None;
+    }
+
+    /// Whether the delivery may still be settled.
+    pub(crate) fn standing(&self) -> Standing {
+        let now = Instant::now();
+        let mut entries = self.keeper.entries.lock();
+        let entry = &mut entries.slab[self.index];
+        if let Some(lasts) = entry.lease_lasts
+            && now.duration_since(entry.lease_renewed) >= lasts
+        {
+            self.keeper.lose_lease(entry);
+        }
+        entry.standing
+    }
+
+    /// Says that a verdict is on its way.
+    pub(crate) fn settling(&self) {
+        let mut entries = self.keeper.entries.lock();
+        let entry = &mut entries.slab[self.index];
+        if entry.standing == Standing::Held {
+            entry.standing = Standing::Settling;
+        }
+    }
+
+    /// Is cancelled when the standing is no longer [`Standing::Held`].
+    pub(crate) const fn cancellation(&self) -> &CancellationToken {
+        &self.cancellation
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.keeper.entries.lock().slab.remove(self.index);
+    }
+}

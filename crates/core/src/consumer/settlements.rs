@@ -1,0 +1,168 @@
+//! Carrying verdicts to the broker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Randomness;
+use super::batcher::{Batcher, Limits};
+use super::keeper::Hold;
+use super::stats::Counters;
+use crate::delivery::{Attempt, Delivery};
+use crate::error::{BrokerError, BrokerErrorKind};
+use crate::policy::{Backoff, Jitter};
+use crate::ports::{SettleError, Subscription};
+use crate::verdict::{Settlement, Verdict};
+
+/// What became of a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// The broker has carried it out.
+    AsDecided,
+    /// The broker could not; the message was given back instead, or comes back by itself.
+    GivenBack,
+}
+
+/// Settles; many deliveries at once, in batches.
+pub(crate) struct Settlements {
+    batches: Batcher<Settlement, Result<(), SettleError>>,
+    counters: Arc<Counters>,
+    randomness: Randomness,
+}
+
+const LIMITS: Limits = Limits {
+    batch: 256,
+    flights: 4,
+};
+
+/// How often a settlement is tried before the message is given back instead.
+const TRIES: u32 = 5;
+
+impl Settlements {
+    pub(crate) fn new(counters: Arc<Counters>, randomness: Randomness) -> Self {
+        Self {
+            batches: Batcher::new(refuse, || Err(no_answer())),
+            counters,
+            randomness,
+        }
+    }
+
+    /// Carries the batches to the broker until [`Settlements::close`].
+    pub(crate) async fn drive(&self, subscription: &dyn Subscription) {
+        let port = |batch| subscription.settle(batch);
+        self.batches.drive(LIMITS, port).await;
+    }
+
+    pub(crate) fn close(&self) {
+        self.batches.close();
+    }
+
+    /// Waits for no answer any more, and asks for none.
+    pub(crate) fn abandon(&self) {
+        self.batches.abandon();
+    }
+
+    /// Settles. What the broker cannot carry out is tried again while the delivery is ours, and
+    /// then given back: the message stays in its queue.
+    pub(crate) async fn settle(
+        &self,
+        delivery: Delivery,
+        verdict: Verdict,
+        hold: &Hold,
+    ) -> Settled {
+        hold.settling();
+        let mut settlement = Settlement { delivery, verdict };
+        for attempt in 1..=TRIES {
+            let Err(error) = self.batches.call(settlement).await else {
+                return Settled::AsDecided;
+            };
+            self.counters.settle_errors.raise();
+            let Some(kept) = error.kept else {
+                tracing::warn!(error = %error.cause, "a delivery was lost before it could be settled; the broker delivers it again");
+                return Settled::GivenBack;
+            };
+            report(&kept, &error.cause);
+            settlement = *kept;
+            if attempt == TRIES || !error.cause.is_transient() {
+                break;
+            }
+            if !self.pause(attempt, hold).await {
+                break;
+            }
+        }
+        self.give_back(settlement.delivery, hold).await;
+        Settled::GivenBack
+    }
+
+    /// Waits after a failure; says whether another try makes sense.
+    async fn pause(&self, failures: u32, hold: &Hold) -> bool {
+        let pauses = Backoff::new(
+            Duration::from_millis(100),
+            Duration::from_secs(2),
+            Jitter::Equal,
+        )
+        .unwrap_or_default();
+        let pause = pauses.delay_after(Attempt::after(failures - 1), (self.randomness)());
+        tokio::select! {
+            () = tokio::time::sleep(pause) => true,
+            () = hold.cancellation().cancelled() => false,
+        }
+    }
+
+    /// Gives a message back for as long as it is ours: a broker that delivers until the connection
+    /// ends has no other way to get it back.
+    async fn give_back(&self, delivery: Delivery, hold: &Hold) {
+        let after = Duration::from_secs(5);
+        let verdict = Verdict::Release { after };
+        let mut settlement = Settlement { delivery, verdict };
+        let mut failures = 0;
+        loop {
+            let Err(error) = self.batches.call(settlement).await else {
+                return;
+            };
+            self.counters.settle_errors.raise();
+            failures += 1;
+            match error.kept {
+                Some(kept) if error.cause.is_transient() && self.pause(failures, hold).await => {
+                    settlement = *kept;
+                }
+                _ => {
+                    tracing::warn!(error = %error.cause, "a delivery could not be given back; it comes back when its lease ends");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A dead-letter queue that does not take a message is worth waking somebody; nothing is lost.
+fn report(kept: &Settlement, cause: &BrokerError) {
+    let id = kept
+        .delivery
+        .message
+        .id
+        .as_ref()
+        .map_or("", |id| id.as_str());
+    match &kept.verdict {
+        Verdict::DeadLetter(letter) => {
+            tracing::error!(id, reason = %letter.reason, error = %cause, "the dead-letter queue does not take a message; it stays in its queue");
+        }
+        Verdict::Complete | Verdict::Retry { .. } | Verdict::Release { .. } => {
+            tracing::warn!(id, error = %cause, "the broker did not take a settlement; the message stays in its queue");
+        }
+    }
+}
+
+fn refuse(settlement: Settlement) -> Result<(), SettleError> {
+    Err(SettleError {
+        cause: BrokerError::new(BrokerErrorKind::Closed, "the consumer has ended"),
+        kept: Some(Box::new(settlement)),
+    })
+}
+
+fn no_answer() -> SettleError {
+    let text = "the adapter gave fewer answers than it was asked";
+    SettleError {
+        cause: BrokerError::new(BrokerErrorKind::Other, text),
+        kept: None,
+    }
+}

@@ -1,0 +1,277 @@
+//! The ports for brokers.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::delivery::{Delivery, LeaseId};
+use crate::error::BrokerError;
+use crate::message::Message;
+use crate::verdict::{DeadLetter, Settlement};
+
+/// A broker's queue, shared.
+pub type BrokerHandle = Arc<dyn Broker>;
+
+/// How far a queue keeps the order of a partition key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OrderScope {
+    /// Across all consuming processes.
+    AcrossProcesses,
+    /// Within one consuming process only.
+    WithinProcess,
+}
+
+/// Where an ordered message waits for its next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OrderedRetry {
+    /// In its lane in the consumer, under its lease, ahead of its followers.
+    HeldInLane,
+    /// In the broker, which withholds the followers meanwhile.
+    Native,
+}
+
+/// What giving a delivery back does to the broker's own count of deliveries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReleaseCost {
+    /// Nothing.
+    Free,
+    /// It raises it, as a failure would: only an idempotency store's count is exact.
+    Counted,
+}
+
+/// How long a delivery stays with its consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeliveryLease {
+    /// Until the connection ends.
+    Connection,
+    /// For a time that can be extended, up to `max_total` in all if the broker has such a limit.
+    Timed {
+        /// The most that extensions can add up to.
+        max_total: Option<Duration>,
+    },
+}
+
+/// What outlives a restart of the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Survival {
+    /// Messages outlive it.
+    Durable,
+    /// The broker lives in this process, and its messages with it.
+    Process,
+}
+
+/// What a broker can do, as data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// How far order within a key goes.
+    pub order: OrderScope,
+    /// Where an ordered message waits for a retry.
+    pub ordered_retry: OrderedRetry,
+    /// What a release costs.
+    pub release: ReleaseCost,
+    /// How a delivery is held.
+    pub lease: DeliveryLease,
+    /// The longest delay of a retry or of a publication; `None` is no limit.
+    pub max_delay: Option<Duration>,
+    /// The largest body, in bytes.
+    pub max_body: usize,
+    /// What outlives a restart.
+    pub survival: Survival,
+}
+
+/// Whether a subscription keeps order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SubscriptionOrder {
+    /// Deliveries in any order; the least cost.
+    Unordered,
+    /// Within a partition key: in order, and all to one subscription at a time. What is given back
+    /// keeps its old place: it is handed out again before what follows it, and not before all that
+    /// follows it and was handed out is given back, too. While it waits (a release or a retry with a
+    /// delay), what follows it waits.
+    ByPartitionKey,
+}
+
+/// How a consumer wants to receive.
+#[derive(Clone, Debug)]
+pub struct SubscribeOptions {
+    /// The consumer's name, for the broker's management pages.
+    pub consumer: Arc<str>,
+    /// Whether order is kept.
+    pub order: SubscriptionOrder,
+    /// The most deliveries that the consumer will hold at once.
+    pub max_buffered: NonZeroUsize,
+    /// The cap on attempts, which a native cap has to stay above.
+    pub max_attempts: NonZeroU32,
+    /// The longest that a handler may run; a lease that cannot be extended has to be longer.
+    pub handler_timeout: Duration,
+    /// The longest wait between two attempts.
+    pub longest_wait: Duration,
+}
+
+/// A message to publish, perhaps later.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The message.
+    pub message: Arc<Message>,
+    /// Deliver it not before this long from now; zero is at once.
+    pub delay: Duration,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Worth knowing; the consumer starts.
+    Warning,
+    /// Unsafe; the consumer refuses to start.
+    Refusal,
+}
+
+/// One thing that is wrong with a set-up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// The setting, by the name that the broker or backstop gives it.
+    pub setting: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// Whether a delivery is still ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LeaseState {
+    /// Ours, for this long from now if the lease is timed.
+    Held(Option<Duration>),
+    /// Not ours any more: it must not be settled.
+    Lost,
+}
+
+/// A connected queue.
+///
+/// # Contract
+///
+/// - A message leaves the queue only by [`Verdict::Complete`](crate::Verdict::Complete), or after
+///   the dead-letter queue has confirmed it.
+/// - Every method reconnects by itself; while the broker is away `receive` waits or answers a
+///   transient error, and every other method answers a transient error.
+#[async_trait]
+pub trait Broker: Send + Sync + 'static {
+    /// The queue's name.
+    fn queue(&self) -> &str;
+
+    /// What this broker can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Compares the set-up with what a consumer with these options needs.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be asked, or the queue does not exist.
+    async fn inspect(&self, options: &SubscribeOptions) -> Result<Vec<Finding>, BrokerError>;
+
+    /// Starts receiving.
+    ///
+    /// # Errors
+    ///
+    /// When the queue does not exist, or the broker cannot keep the order that is asked for.
+    async fn subscribe(
+        &self,
+        options: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>, BrokerError>;
+
+    /// Publishes; each answer says that the broker has the message safely, or why not. Answers
+    /// stand at the positions of their messages.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may have published some of the messages.
+    async fn publish(&self, messages: &[Outgoing]) -> Vec<Result<(), BrokerError>>;
+
+    /// The queue's dead-letter queue.
+    ///
+    /// # Errors
+    ///
+    /// When the queue has none, or the broker cannot be asked.
+    async fn dead_letters(&self) -> Result<Box<dyn DeadLetterQueue>, BrokerError>;
+
+    /// Closes connections. Subscriptions end too; what they have not settled is delivered again.
+    async fn close(&self);
+}
+
+/// A settlement that did not happen.
+#[derive(Debug)]
+pub struct SettleError {
+    /// Why; [`BrokerErrorKind::LeaseLost`](crate::BrokerErrorKind::LeaseLost) if the delivery is no
+    /// longer ours.
+    pub cause: BrokerError,
+    /// The settlement, if the delivery is still ours: it may be tried again, or settled otherwise
+    /// (a dead-letter queue that cannot be reached, say). `None` if the delivery is lost to us, and
+    /// the broker will deliver it again.
+    pub kept: Option<Box<Settlement>>,
+}
+
+/// A running reception.
+#[async_trait]
+pub trait Subscription: Send + Sync + 'static {
+    /// Waits for deliveries: at least one, at most `max`. After a transient error it answers with none,
+    /// once, as soon as it receives again: an idle queue would not show that otherwise.
+    ///
+    /// # Errors
+    ///
+    /// A transient one may be asked again (the caller backs off); after a permanent one the
+    /// subscription is of no more use.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: a dropped call loses no delivery.
+    async fn receive(&self, max: NonZeroUsize) -> Result<Vec<Delivery>, BrokerError>;
+
+    /// Carries out verdicts; each answer says that the broker knows. Answers stand at the positions
+    /// of their settlements.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may have settled some; the rest is delivered again when its lease ends.
+    async fn settle(&self, batch: Vec<Settlement>) -> Vec<Result<(), SettleError>>;
+
+    /// Extends leases by the broker's usual time. Answers stand at the positions of the leases.
+    async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>>;
+
+    /// Stops receiving. What was received can still be settled until [`Subscription::close`];
+    /// a `receive` under way ends soon.
+    async fn stop(&self);
+
+    /// Flushes settlements and ends. What is unsettled is delivered again.
+    async fn close(&self);
+}
+
+/// A message in a dead-letter queue.
+#[derive(Clone, Debug)]
+pub struct DeadLetterRecord {
+    /// The message, as it was published.
+    pub message: Arc<Message>,
+    /// Its annotations; what the broker dead-lettered by itself reads the same way.
+    pub dead_letter: DeadLetter,
+}
+
+/// A queue's dead-letter queue.
+#[async_trait]
+pub trait DeadLetterQueue: Send + Sync + 'static {
+    /// How many messages are in it.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be asked.
+    async fn depth(&self) -> Result<u64, BrokerError>;
+
+    /// Reads up to `max` of its oldest messages and leaves them there.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be asked.
+    async fn browse(&self, max: NonZeroUsize) -> Result<Vec<DeadLetterRecord>, BrokerError>;
+}

@@ -1,0 +1,142 @@
+//! kill -9 of consumer processes at random moments (CONFORMANCE, X8).
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use backstop_core::{Context, HandlerError, Shutdown, StoreHandle};
+use backstop_rabbitmq::RabbitMq;
+use backstop_redis_dedupe::RedisStore;
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::time::sleep;
+
+use super::world::{Ledger, World, builder, until};
+
+const BROKER: &str = "BACKSTOP_TEST_VICTIM_BROKER";
+const STORE: &str = "BACKSTOP_TEST_VICTIM_STORE";
+const KILLS: usize = 100;
+
+/// Each message takes effect under a fence at most once, whoever dies when.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x8_a_hundred_kills_lose_nothing_and_repeat_nothing_under_one_fence() -> Result<()> {
+    let seed = match std::env::var("BACKSTOP_TEST_SEED") {
+        Ok(seed) => seed.parse().context("BACKSTOP_TEST_SEED")?,
+        Err(_) => rand::random::<u64>(),
+    };
+    println!("BACKSTOP_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let (world, ledger) = (World::new().await?, Ledger::default());
+    let publishing = world.publish(4000, Duration::from_millis(5))?;
+    let starts = Arc::new(AtomicUsize::new(0));
+    let mut victims = Vec::new();
+    for _ in 0..2 {
+        victims.push(Victim::start(&world, &ledger, &starts)?);
+    }
+    for _ in 0..KILLS {
+        // A moment by chance, but not before one of them has begun something.
+        let before = starts.load(Ordering::Relaxed);
+        until("a handler starts", || async {
+            Ok(starts.load(Ordering::Relaxed) > before)
+        })
+        .await?;
+        sleep(Duration::from_millis(random.random_range(0..150))).await;
+        let victim = random.random_range(0..victims.len());
+        victims[victim] = Victim::start(&world, &ledger, &starts)?;
+    }
+    let ids = publishing.await?;
+    until("all are handled", || async {
+        Ok(ledger.len() >= ids.len())
+    })
+    .await?;
+    world.must_be_empty().await?;
+    drop(victims);
+    ledger.must_have(&ids)
+}
+
+/// A consumer process; dropping it kills it.
+struct Victim {
+    process: Child,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Victim {
+    fn start(world: &World, ledger: &Ledger, starts: &Arc<AtomicUsize>) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args([
+            "--exact",
+            "rabbitmq::kills::a_victim_consumes",
+            "--nocapture",
+        ]);
+        command
+            .env(BROKER, world.queue.url())
+            .env(STORE, world.harness.store_url());
+        let mut process = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let output = process.stdout.take().context("a victim without output")?;
+        let (ledger, starts) = (ledger.clone(), Arc::clone(starts));
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                let mut words = line.split(' ');
+                match (words.next(), words.next(), words.next().map(str::parse)) {
+                    (Some("start"), Some(_), _) => drop(starts.fetch_add(1, Ordering::Relaxed)),
+                    (Some("effect"), Some(id), Some(Ok(fence))) => ledger.write(id, fence),
+                    _ => {}
+                }
+            }
+        });
+        Ok(Self {
+            process,
+            reader: Some(reader),
+        })
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // On Unix this is SIGKILL.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        // What it had written is still in the pipe.
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+/// The test above starts this one in processes of its own. By itself it has no queue, and ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_victim_consumes() -> Result<()> {
+    let (Ok(broker), Ok(store)) = (std::env::var(BROKER), std::env::var(STORE)) else {
+        assert!(std::env::var(BROKER).is_err(), "a queue without a store");
+        return Ok(());
+    };
+    let store: StoreHandle = RedisStore::connect(&store).await?.into();
+    let consumer = builder(RabbitMq::open(&broker)?, store)
+        .max_in_flight(8)
+        .raw(async |_: Bytes, context: Context| {
+            let id = context.id().map(ToString::to_string).unwrap_or_default();
+            say(&format!("start {id}"));
+            sleep(Duration::from_millis(20)).await;
+            say(&format!(
+                "effect {id} {}",
+                context.fence().map_or(0, |fence| fence.0)
+            ));
+            Ok::<_, HandlerError>(())
+        })?;
+    consumer.run(&Shutdown::new()).await?;
+    Ok(())
+}
+
+/// One write a line: what is in the pipe when the process is killed is whole.
+fn say(line: &str) {
+    let _ = std::io::stdout()
+        .lock()
+        .write_all(format!("{line}\n").as_bytes());
+}

@@ -1,0 +1,203 @@
+//! Every check and every test, in one command.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cargo_metadata::MetadataCommand;
+use clap::{Args, ValueEnum};
+
+use crate::images::Image;
+use crate::shell;
+
+/// Run every check and every test.
+#[derive(Args)]
+pub(crate) struct Test {
+    /// The version of RabbitMQ to test against
+    #[arg(long, value_enum, default_value = "4.3")]
+    rabbitmq: RabbitMq,
+    /// Only this step; may be repeated
+    #[arg(long, value_enum)]
+    only: Vec<Step>,
+    /// Handed to `cargo test`, such as a filter or `--package <name>`
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum RabbitMq {
+    #[value(name = "4.3")]
+    V4_3,
+    #[value(name = "4.0")]
+    V4_0,
+    #[value(name = "3.10")]
+    V3_10,
+}
+
+impl RabbitMq {
+    const fn version(self) -> &'static str {
+        match self {
+            Self::V4_3 => "4.3",
+            Self::V4_0 => "4.0",
+            Self::V3_10 => "3.10",
+        }
+    }
+
+    const fn image(self) -> Image {
+        match self {
+            Self::V4_3 => Image::RABBITMQ_4_3,
+            Self::V4_0 => Image::RABBITMQ_4_0,
+            Self::V3_10 => Image::RABBITMQ_3_10,
+        }
+    }
+}
+
+/// In the order in which they run: what fails soonest comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// `cargo fmt --check`
+    Format,
+    /// The images that the servers need
+    Images,
+    /// `cargo clippy`, where a warning is an error
+    Lint,
+    /// Each feature compiles alone, and each package without any
+    Features,
+    /// `cargo doc`, where a warning is an error
+    Docs,
+    /// `cargo deny`, where it is installed
+    Deny,
+    /// The tests beside the code
+    Unit,
+    /// The examples in the documentation
+    DocTests,
+    /// The tests in `tests/`, with real servers
+    Integration,
+}
+
+impl Test {
+    pub(crate) fn run(&self) -> Result<()> {
+        let mut times = Vec::new();
+        for step in Step::value_variants() {
+            if !self.only.is_empty() && !self.only.contains(step) {
+                continue;
+            }
+            println!("== {}", step.name());
+            let begun = Instant::now();
+            let result = self.step(*step);
+            times.push((step.name(), begun.elapsed()));
+            if let Err(error) = result {
+                show(&times);
+                return Err(error.context(format!("{} failed", step.name())));
+            }
+        }
+        show(&times);
+        println!("== all passed, with RabbitMQ {}", self.rabbitmq.version());
+        Ok(())
+    }
+
+    fn step(&self, step: Step) -> Result<()> {
+        match step {
+            Step::Format => shell::cargo(&["fmt", "--all", "--check"]),
+            Step::Images => self.images(),
+            Step::Lint => lint(&["--workspace", "--all-targets", "--all-features"]),
+            Step::Features => features(),
+            Step::Docs => docs(),
+            Step::Deny => deny(),
+            Step::Unit => self.cargo_test(&["--lib", "--bins", "--examples"]),
+            Step::DocTests => self.cargo_test(&["--doc"]),
+            Step::Integration => self.cargo_test(&["--test", "*"]),
+        }
+    }
+
+    fn images(&self) -> Result<()> {
+        ensure!(
+            shell::output("docker", &["info"]).is_some(),
+            "the tests need Docker: install and start it, and let this user use it"
+        );
+        self.rabbitmq.image().ensure()?;
+        Image::REDIS.ensure()
+    }
+
+    fn cargo_test(&self, targets: &[&str]) -> Result<()> {
+        let mut test = shell::cargo_command();
+        test.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
+        test.args(targets).args(&self.arguments);
+        test.env("BACKSTOP_TEST_RABBITMQ_VERSION", self.rabbitmq.version());
+        shell::run(&mut test)
+    }
+}
+
+impl Step {
+    fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+fn show(times: &[(String, Duration)]) {
+    println!("== seconds");
+    for (name, time) in times {
+        println!("{:>6.0}  {name}", time.as_secs_f64());
+    }
+    let all: Duration = times.iter().map(|(_, time)| *time).sum();
+    println!("{:>6.0}  in all", all.as_secs_f64());
+}
+
+fn lint(what: &[&str]) -> Result<()> {
+    let mut clippy = shell::cargo_command();
+    clippy.args(["clippy", "--quiet"]).args(what);
+    shell::run(clippy.args(["--", "--deny", "warnings"]))
+}
+
+/// All features together are what the other steps compile.
+fn features() -> Result<()> {
+    let metadata = MetadataCommand::new()
+        .manifest_path(shell::root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .context("cannot read the workspace")?;
+    for package in &metadata.packages {
+        let mut features: BTreeSet<&str> = package.features.keys().map(String::as_str).collect();
+        if features.is_empty() {
+            continue;
+        }
+        features.remove("default");
+        features.insert("");
+        for feature in features {
+            println!("{} with {feature:?} alone", package.name);
+            let name = package.name.as_str();
+            lint(&[
+                "--package",
+                name,
+                "--no-default-features",
+                "--features",
+                feature,
+            ])?;
+        }
+    }
+    Ok(())
+}
+
+fn docs() -> Result<()> {
+    let mut doc = shell::cargo_command();
+    doc.args([
+        "doc",
+        "--workspace",
+        "--all-features",
+        "--no-deps",
+        "--quiet",
+    ]);
+    shell::run(doc.env("RUSTDOCFLAGS", "--deny warnings"))
+}
+
+fn deny() -> Result<()> {
+    if shell::output("cargo", &["deny", "--version"]).is_none() {
+        println!("cargo-deny is not installed: licences and advisories are left to CI");
+        return Ok(());
+    }
+    // A package that may name a client need not.
+    let check = ["deny", "check", "--allow", "unused-wrapper"];
+    shell::run(Command::new("cargo").args(check))
+}

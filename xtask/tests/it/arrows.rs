@@ -1,0 +1,131 @@
+//! Who may depend on whom. `deny.toml` says the same of the clients of brokers and stores.
+
+use std::collections::BTreeSet;
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
+
+/// What each package of ours may use of ours. The tests of a package may also use what [`FOR_TESTS`]
+/// names.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("backstop-core", &[]),
+    ("backstop-conformance", &["backstop-core"]),
+    ("backstop-rabbitmq", &["backstop-core"]),
+    ("backstop-redis-dedupe", &["backstop-core"]),
+    (
+        "backstop",
+        &[
+            "backstop-core",
+            "backstop-rabbitmq",
+            "backstop-redis-dedupe",
+        ],
+    ),
+    ("backstop-cli", &["backstop"]),
+    (
+        "bench",
+        &[
+            "backstop",
+            "backstop-core",
+            "backstop-rabbitmq",
+            "backstop-redis-dedupe",
+            "integration",
+        ],
+    ),
+    (
+        "integration",
+        &[
+            "backstop",
+            "backstop-conformance",
+            "backstop-core",
+            "backstop-rabbitmq",
+            "backstop-redis-dedupe",
+        ],
+    ),
+    ("xtask", &[]),
+];
+
+const FOR_TESTS: &[&str] = &["backstop-conformance", "integration"];
+
+/// The clients of brokers and stores, each with the packages that may name it. The benchmark measures
+/// against them, and fault tests look at a server behind the adapter's back.
+const CLIENTS: &[(&str, &[&str])] = &[
+    ("lapin", &["backstop-rabbitmq", "bench", "integration"]),
+    ("redis", &["backstop-redis-dedupe", "bench", "integration"]),
+    ("testcontainers", &["integration"]),
+];
+
+fn workspace() -> Metadata {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    MetadataCommand::new()
+        .manifest_path(manifest)
+        .no_deps()
+        .exec()
+        .expect("cargo metadata of the workspace")
+}
+
+fn dependencies(package: &Package, is_wanted: impl Fn(DependencyKind) -> bool) -> BTreeSet<&str> {
+    let wanted = package
+        .dependencies
+        .iter()
+        .filter(|dependency| is_wanted(dependency.kind));
+    wanted.map(|dependency| dependency.name.as_str()).collect()
+}
+
+fn allowed(package: &str) -> &'static [&'static str] {
+    let arrows = ARROWS.iter().find(|(name, _)| *name == package);
+    let (_, allowed) = arrows.unwrap_or_else(|| panic!("{package} has no row in ARROWS: add one"));
+    allowed
+}
+
+#[test]
+fn packages_use_only_those_below_them() {
+    let workspace = workspace();
+    let ours: BTreeSet<_> = workspace
+        .packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
+    for package in &workspace.packages {
+        let allowed = allowed(&package.name);
+        let used = dependencies(package, |kind| kind != DependencyKind::Development);
+        for used in used.intersection(&ours) {
+            assert!(allowed.contains(used), "{} uses {used}", package.name);
+        }
+        let used_by_tests = dependencies(package, |kind| kind == DependencyKind::Development);
+        for used in used_by_tests.intersection(&ours) {
+            let is_fine = allowed.contains(used) || FOR_TESTS.contains(used);
+            assert!(is_fine, "the tests of {} use {used}", package.name);
+        }
+    }
+}
+
+#[test]
+fn a_client_is_named_only_by_its_own_package() {
+    for package in &workspace().packages {
+        let name = package.name.as_str();
+        let used = dependencies(package, |_| true);
+        for (client, owners) in CLIENTS {
+            let is_fine = !used.contains(client) || owners.contains(&name);
+            assert!(is_fine, "{name} names {client}");
+        }
+    }
+}
+
+/// `cargo deny` is not installed everywhere; this keeps its list from being forgotten.
+#[test]
+fn deny_bans_each_client_too() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../deny.toml");
+    let deny = std::fs::read_to_string(manifest).expect("deny.toml");
+    for (client, owners) in CLIENTS {
+        let line = deny
+            .lines()
+            .find(|line| line.contains(&format!("crate = \"{client}\"")));
+        let line = line.unwrap_or_else(|| panic!("deny.toml does not name {client}"));
+        for owner in *owners {
+            let owner = format!("\"{owner}\"");
+            assert!(
+                line.contains(&owner),
+                "deny.toml does not let {owner} use {client}"
+            );
+        }
+    }
+}

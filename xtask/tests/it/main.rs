@@ -1,0 +1,3 @@
+//! The workspace keeps its shape.
+
+mod arrows;
