@@ -119,6 +119,7 @@ impl<Q, A> Batcher<Q, A> {
             }
             let room = flights.len() < limits.flights;
             tokio::select! {
+                biased;
                 Some((slots, answers)) = flights.next(), if !flights.is_empty() => {
                     self.answer(slots, answers);
                 }

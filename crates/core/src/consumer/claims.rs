@@ -255,9 +255,10 @@ impl Claims {
                 return Err(error);
             }
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                biased;
                 () = hold.cancellation().cancelled() => return Err(error),
                 () = self.shutdown.begun(), if give_up == GiveUp::AtDrain => return Err(error),
+                () = tokio::time::sleep(pause) => {}
             }
             match ask().await {
                 Ok(answer) => {

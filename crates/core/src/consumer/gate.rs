@@ -50,6 +50,7 @@ impl Gate {
             match self.width() {
                 Width::Shut(until) => {
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep_until(until) => {}
                         () = changed => {}
                     }

@@ -96,6 +96,7 @@ impl<C: Codec, H: Handler<C::Payload>> Intake<C, H> {
         loop {
             let gate = &self.engine.gate;
             tokio::select! {
+                biased;
                 _ = &mut probe => return,
                 () = gate.other_than(Width::Probe) => {}
             }

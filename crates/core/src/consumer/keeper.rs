@@ -161,6 +161,7 @@ impl Keeper {
             let mut round = pin!(round);
             loop {
                 tokio::select! {
+                    biased;
                     _ = &mut round => break,
                     // An answer that does not come hides nothing that runs out meanwhile.
                     () = tokio::time::sleep(tick) => drop(self.due(Instant::now(), tick)),

@@ -176,6 +176,7 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
         within(LAST_SETTLEMENTS, engine.subscription.stop()).await;
         intake.tasks.close();
         tokio::select! {
+            biased;
             () = intake.tasks.wait() => {}
             () = tokio::time::sleep(grace) => {}
             () = shutdown.cut_short() => {}
@@ -221,6 +222,7 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
             failures += 1;
             tracing::warn!(%error, ?pause, "not ready: the queue cannot be subscribed to yet");
             tokio::select! {
+                biased;
                 () = shutdown.begun() => return Ok(None),
                 () = tokio::time::sleep(pause) => {}
             }

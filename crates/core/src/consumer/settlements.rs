@@ -103,8 +103,9 @@ impl Settlements {
         .unwrap_or_default();
         let pause = pauses.delay_after(Attempt::after(failures - 1), (self.randomness)());
         tokio::select! {
-            () = tokio::time::sleep(pause) => true,
+            biased;
             () = hold.cancellation().cancelled() => false,
+            () = tokio::time::sleep(pause) => true,
         }
     }
 

@@ -126,6 +126,7 @@ impl InProcessBroker {
                 return counts;
             }
             tokio::select! {
+                biased;
                 () = counted => {}
                 () = time_comes(next_change) => {}
             }

@@ -193,6 +193,7 @@ impl InProcessSubscription {
                 Look::Nothing { next_change } => next_change,
             };
             tokio::select! {
+                biased;
                 () = arrived => {}
                 () = time_comes(next_change) => {}
                 () = self.stopped.cancelled() => {}
