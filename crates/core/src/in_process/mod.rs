@@ -14,6 +14,7 @@ mod queue;
 mod ready;
 mod store;
 mod store_faults;
+mod store_records;
 mod subscription;
 #[cfg(test)]
 mod tests;

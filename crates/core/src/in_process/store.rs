@@ -1,23 +1,19 @@
 //! The in-process idempotency store.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::mem::size_of;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::store_faults::{Fault, StoreFaults};
-use crate::delivery::Attempt;
+use super::store_records::{End, RECORD_BYTES, Records};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::ports::{
-    Claim, ClaimRequest, Fence, Fingerprint, IdempotencyKey, IdempotencyStore, OwnerId, Ownership,
-    ReleaseKind, StoreHandle, Survival, Ticket,
+    Claim, ClaimRequest, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind, StoreHandle,
+    Survival, Ticket,
 };
 
 /// An idempotency store inside the process.
@@ -50,13 +46,7 @@ impl InProcessStoreBuilder {
 
     /// Builds the store.
     pub fn build(self) -> InProcessStore {
-        let records = Records {
-            by_key: HashMap::new(),
-            expiries: BTreeMap::new(),
-            origin: Instant::now(),
-            bytes: 0,
-            max_bytes: self.max_bytes,
-        };
+        let records = Records::new(self.max_bytes);
         InProcessStore {
             records: Arc::new(Mutex::new(records)),
             faults: StoreFaults::default(),
@@ -65,11 +55,9 @@ impl InProcessStoreBuilder {
 }
 
 impl InProcessStore {
-    /// What a record takes beside its key's text, in bytes: the record, its place in a table that is
-    /// on average seven tenths full, and its place in the order of expiry.
-    pub const RECORD_BYTES: usize = (size_of::<Record>() + size_of::<IdempotencyKey>()) * 10 / 7
-        + size_of::<IdempotencyKey>()
-        + 16;
+    /// What a record takes beside its key's text, in bytes: the record, its place in the table, and its
+    /// place in the order of expiry, with the room that these keep to grow.
+    pub const RECORD_BYTES: usize = RECORD_BYTES;
 
     /// A store with the default memory limit.
     pub fn new() -> Self {
@@ -90,7 +78,7 @@ impl InProcessStore {
 
     /// How many records it keeps, those that have expired but were not swept yet included.
     pub fn len(&self) -> usize {
-        self.records.lock().by_key.len()
+        self.records.lock().len()
     }
 
     /// Whether it keeps none.
@@ -190,236 +178,11 @@ impl IdempotencyStore for InProcessStore {
 
     async fn forget(&self, keys: &[IdempotencyKey]) -> Vec<Result<(), StoreError>> {
         self.run(keys, |records, key, _| {
-            records.remove(key);
+            records.forget(key);
             Ok(())
         })
         .await
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    Completed,
-    Released(ReleaseKind),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    InProgress { until: Instant },
-    Ended(End),
-}
-
-struct Record {
-    state: State,
-    owner: OwnerId,
-    nonce: u64,
-    fence: u64,
-    attempts: u32,
-    redrives: u32,
-    fingerprint: Option<Halves>,
-    expires: Instant,
-}
-
-/// A fingerprint that fits a record without gaps.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Halves(u64, u64);
-
-impl Halves {
-    const fn of(Fingerprint(whole): Fingerprint) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "each half is kept")]
-        Self((whole >> 64) as u64, whole as u64)
-    }
-}
-
-struct Records {
-    by_key: HashMap<IdempotencyKey, Record>,
-    // Keys by the second in which they are to be looked at again; every record stands in it once.
-    expiries: BTreeMap<u64, Vec<IdempotencyKey>>,
-    origin: Instant,
-    bytes: usize,
-    max_bytes: usize,
-}
-
-impl Records {
-    fn claim(&mut self, request: &ClaimRequest, now: Instant) -> Result<Claim, StoreError> {
-        let known = self.by_key.len();
-        // One look into the table, whatever is found.
-        match self.by_key.entry(request.key.clone()) {
-            Entry::Occupied(mut entry) if entry.get().expires > now => {
-                Ok(entry.get_mut().claim(request, now))
-            }
-            Entry::Occupied(mut entry) => {
-                let record = Record::new(request, now);
-                let acquired = record.acquired();
-                entry.insert(record);
-                Ok(acquired)
-            }
-            Entry::Vacant(entry) => {
-                let bytes = self.bytes + record_bytes(&request.key);
-                if bytes > self.max_bytes {
-                    return Err(full(known, self.max_bytes));
-                }
-                let record = Record::new(request, now);
-                let (acquired, expires) = (record.acquired(), record.expires);
-                entry.insert(record);
-                self.bytes = bytes;
-                self.look_again(request.key.clone(), expires);
-                Ok(acquired)
-            }
-        }
-    }
-
-    fn renew(&mut self, ticket: &Ticket, until: Instant, now: Instant) -> Ownership {
-        match self.live(&ticket.key, now) {
-            Some(record)
-                if record.belongs_to(ticket)
-                    && matches!(record.state, State::InProgress { .. }) =>
-            {
-                record.state = State::InProgress { until };
-                record.expires = record.expires.max(until);
-                Ownership::Held
-            }
-            _ => Ownership::Fenced,
-        }
-    }
-
-    fn end(&mut self, ticket: &Ticket, end: End, expires: Instant, now: Instant) -> Ownership {
-        let Some(record) = self.live(&ticket.key, now) else {
-            return Ownership::Fenced;
-        };
-        match record.state {
-            _ if !record.belongs_to(ticket) => Ownership::Fenced,
-            // The answer was lost, and is given again.
-            State::Ended(before) if before == end => Ownership::Held,
-            State::Ended(_) => Ownership::Fenced,
-            State::InProgress { .. } => {
-                record.state = State::Ended(end);
-                if end == End::Released(ReleaseKind::Unused) {
-                    record.attempts -= 1;
-                }
-                record.expires = expires;
-                Ownership::Held
-            }
-        }
-    }
-
-    /// The record of a key, unless its time is over.
-    fn live(&mut self, key: &IdempotencyKey, now: Instant) -> Option<&mut Record> {
-        self.by_key
-            .get_mut(key)
-            .filter(|record| record.expires > now)
-    }
-
-    fn remove(&mut self, key: &IdempotencyKey) {
-        if self.by_key.remove(key).is_some() {
-            self.bytes -= record_bytes(key);
-        }
-    }
-
-    fn look_again(&mut self, key: IdempotencyKey, at: Instant) {
-        let second = at.saturating_duration_since(self.origin).as_secs() + 1;
-        self.expiries.entry(second).or_default().push(key);
-    }
-
-    /// Removes expired records, looking at no more than `most`.
-    fn sweep(&mut self, now: Instant, most: usize) {
-        let passed = now.saturating_duration_since(self.origin).as_secs();
-        for _ in 0..most {
-            let Some(mut first) = self.expiries.first_entry().filter(|e| *e.key() <= passed) else {
-                return;
-            };
-            let Some(key) = first.get_mut().pop() else {
-                first.remove();
-                continue;
-            };
-            match self.by_key.get(&key).map(|record| record.expires) {
-                Some(expires) if expires > now => self.look_again(key, expires),
-                Some(_) => self.remove(&key),
-                None => {}
-            }
-        }
-    }
-}
-
-impl Record {
-    fn new(request: &ClaimRequest, now: Instant) -> Self {
-        Self {
-            state: State::InProgress {
-                until: now + request.lease,
-            },
-            owner: request.owner.clone(),
-            nonce: request.nonce,
-            fence: 1,
-            attempts: request.attempts_used.saturating_add(1),
-            redrives: request.redrives,
-            fingerprint: request.fingerprint.map(Halves::of),
-            expires: now + request.retention.max(request.lease),
-        }
-    }
-
-    fn claim(&mut self, request: &ClaimRequest, now: Instant) -> Claim {
-        let fingerprint = request.fingerprint.map(Halves::of);
-        let same_body = match (self.fingerprint, fingerprint) {
-            (Some(known), Some(seen)) => known == seen,
-            _ => true,
-        };
-        let redriven = request.redrives > self.redrives;
-        match self.state {
-            State::InProgress { .. }
-                if self.owner == request.owner && self.nonce == request.nonce =>
-            {
-                return self.acquired();
-            }
-            State::Ended(End::Released(ReleaseKind::DeadLettered)) => {
-                if !redriven && same_body {
-                    return Claim::DeadLettered;
-                }
-                self.attempts = request.attempts_used;
-            }
-            _ if !same_body => return Claim::Conflict,
-            State::Ended(End::Completed) => return Claim::Completed,
-            State::InProgress { until } if now < until => {
-                let remaining = until.duration_since(now);
-                return Claim::InProgress { remaining };
-            }
-            State::InProgress { .. } | State::Ended(End::Released(_)) => {
-                if redriven {
-                    self.attempts = request.attempts_used;
-                }
-            }
-        }
-        let fresh = Self::new(request, now);
-        *self = Self {
-            fence: self.fence + 1,
-            attempts: self.attempts.saturating_add(1),
-            redrives: self.redrives.max(request.redrives),
-            ..fresh
-        };
-        self.acquired()
-    }
-
-    fn acquired(&self) -> Claim {
-        Claim::Acquired {
-            fence: Fence(self.fence),
-            attempt: Attempt::after(self.attempts.saturating_sub(1)),
-        }
-    }
-
-    fn belongs_to(&self, ticket: &Ticket) -> bool {
-        self.fence == ticket.fence.0 && self.owner == ticket.owner
-    }
-}
-
-fn record_bytes(key: &IdempotencyKey) -> usize {
-    InProcessStore::RECORD_BYTES + key.key().len()
-}
-
-fn full(records: usize, limit: usize) -> StoreError {
-    let text = format!(
-        "the in-process store is full: {records} records fill its limit of {limit} bytes; shorten \
-         the retention or raise max_bytes"
-    );
-    StoreError::new(StoreErrorKind::Full, text)
 }
 
 fn unreachable() -> StoreError {
