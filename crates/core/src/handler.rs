@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::consumer::Cancellation;
 use crate::delivery::Attempt;
 use crate::error::HandlerError;
 use crate::message::{Headers, Message, MessageId};
@@ -53,7 +54,7 @@ pub struct Context {
     pub(crate) attempt: Attempt,
     pub(crate) fence: Option<Fence>,
     pub(crate) redrives: u32,
-    pub(crate) cancellation: CancellationToken,
+    pub(crate) cancellation: Cancellation,
 }
 
 impl Context {
@@ -92,8 +93,8 @@ impl Context {
 
     /// Is cancelled together with the handler. The handler's own future is simply dropped; this is
     /// for work that it has handed to other tasks or threads.
-    pub const fn cancellation(&self) -> &CancellationToken {
-        &self.cancellation
+    pub fn cancellation(&self) -> &CancellationToken {
+        self.cancellation.token()
     }
 }
 

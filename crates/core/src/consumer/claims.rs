@@ -256,7 +256,7 @@ impl Claims {
             }
             tokio::select! {
                 biased;
-                () = hold.cancellation().cancelled() => return Err(error),
+                () = hold.cancellation().token().cancelled() => return Err(error),
                 () = self.shutdown.begun(), if give_up == GiveUp::AtDrain => return Err(error),
                 () = tokio::time::sleep(pause) => {}
             }

@@ -117,7 +117,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
     pub(crate) async fn slot(&self, held: &Held) -> Option<SemaphorePermit<'_>> {
         let slot = tokio::select! {
             biased;
-            () = held.hold.cancellation().cancelled() => None,
+            () = held.hold.cancellation().token().cancelled() => None,
             () = self.shutdown.begun() => None,
             slot = self.slots.acquire() => slot.ok(),
         };

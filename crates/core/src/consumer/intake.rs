@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::breaker::Width;
 use super::engine::{Engine, Held};
 use super::monitor::Readiness;
+use super::workers::Workers;
 use crate::codec::Codec;
 use crate::delivery::{Attempt, Delivery};
 use crate::error::BrokerError;
@@ -24,6 +25,7 @@ pub(crate) struct Intake<C, H> {
     pub(crate) engine: Arc<Engine<C, H>>,
     pub(crate) places: Arc<Semaphore>,
     pub(crate) tasks: TaskTracker,
+    pub(crate) workers: Workers<C, H>,
     pub(crate) readiness: Arc<Readiness>,
 }
 
@@ -71,7 +73,7 @@ impl<C: Codec, H: Handler<C::Payload>> Intake<C, H> {
                     let mut last = None;
                     for delivery in deliveries {
                         let Some(place) = places.split(1) else { break };
-                        last = self.start(delivery, place, now);
+                        last = self.start(delivery, place, width, now);
                     }
                     drop(places);
                     if let (Width::Probe, Some(probe)) = (width, last) {
@@ -123,18 +125,24 @@ impl<C: Codec, H: Handler<C::Payload>> Intake<C, H> {
         (taken, room)
     }
 
-    /// Hands a delivery on; synchronously, so that order is that of receipt.
+    /// Hands a delivery on; synchronously, so that order is that of receipt. A probe gets a task of its
+    /// own, whose end can be waited for.
     fn start(
         &self,
         delivery: Delivery,
         place: OwnedSemaphorePermit,
+        width: Width,
         now: Instant,
     ) -> Option<JoinHandle<()>> {
-        let engine = Arc::clone(&self.engine);
         let lease = delivery.receipt.lease();
-        let key = delivery.message.partition_key.clone();
-        let hold = engine.keeper.hold(lease, delivery.lease, now);
+        let hold = self.engine.keeper.hold(lease, delivery.lease, now);
         let mut held = Held::new(delivery, hold, place);
+        if self.engine.settings.order == SubscriptionOrder::Unordered && width == Width::Full {
+            self.workers.process(held);
+            return None;
+        }
+        let engine = Arc::clone(&self.engine);
+        let key = held.delivery().message.partition_key.clone();
         match (engine.settings.order, key) {
             (SubscriptionOrder::Unordered, _) => Some(self.tasks.spawn(async move {
                 engine.process(&mut held).await;

@@ -9,8 +9,8 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
+use super::cancellation::Cancellation;
 use super::stats::Counters;
 use crate::delivery::LeaseId;
 use crate::ports::{
@@ -65,7 +65,7 @@ struct Entry {
     lease_lasts: Option<Duration>,
     claim: Option<(Ticket, Instant)>,
     standing: Standing,
-    cancellation: CancellationToken,
+    cancellation: Cancellation,
 }
 
 #[derive(Default)]
@@ -73,6 +73,8 @@ struct Entries {
     slab: Slab<Entry>,
     serial: u64,
     shortest_lease: Option<Duration>,
+    // Of deliveries that have ended; no more than were held at once.
+    spare: Vec<Cancellation>,
 }
 
 /// Keeps the leases and claims of everything that a consumer holds.
@@ -86,7 +88,7 @@ pub(crate) struct Keeper {
 pub(crate) struct Hold {
     keeper: Arc<Keeper>,
     index: usize,
-    cancellation: CancellationToken,
+    cancellation: Cancellation,
 }
 
 type Due<T> = Vec<(usize, u64, T)>;
@@ -107,8 +109,8 @@ impl Keeper {
         lasts: Option<Duration>,
         now: Instant,
     ) -> Hold {
-        let cancellation = CancellationToken::new();
         let mut entries = self.entries.lock();
+        let cancellation = entries.spare.pop().unwrap_or_default();
         entries.serial += 1;
         if let Some(lasts) = lasts {
             let shortest = entries.shortest_lease.map_or(lasts, |s| s.min(lasts));
@@ -331,13 +333,19 @@ impl Hold {
     }
 
     /// Is cancelled when the standing is no longer [`Standing::Held`].
-    pub(crate) const fn cancellation(&self) -> &CancellationToken {
+    pub(crate) const fn cancellation(&self) -> &Cancellation {
         &self.cancellation
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.keeper.entries.lock().slab.remove(self.index);
+        let mut entries = self.keeper.entries.lock();
+        let entry = entries.slab.remove(self.index);
+        let (claim, theirs) = (entry.claim, entry.cancellation);
+        drop(theirs);
+        entries.spare.extend(self.cancellation.give_away());
+        drop(entries);
+        drop(claim);
     }
 }

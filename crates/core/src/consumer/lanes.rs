@@ -96,7 +96,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
         let until = Instant::now() + after;
         tokio::select! {
             biased;
-            () = held.hold.cancellation().cancelled() => {}
+            () = held.hold.cancellation().token().cancelled() => {}
             () = self.shutdown.begun() => {}
             () = tokio::time::sleep_until(until) => return None,
         }

@@ -3,6 +3,7 @@
 mod batcher;
 mod breaker;
 mod builder;
+mod cancellation;
 mod claims;
 mod drivers;
 mod engine;
@@ -20,6 +21,7 @@ mod shutdown;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod workers;
 
 use std::fmt;
 use std::sync::Arc;
@@ -36,6 +38,7 @@ pub use self::run_error::{RunError, RunErrorKind};
 pub use self::shutdown::Shutdown;
 pub use self::stats::Stats;
 
+pub(crate) use self::cancellation::Cancellation;
 use self::claims::{ClaimSettings, Claims};
 use self::drivers::Drivers;
 use self::engine::Engine;
@@ -46,6 +49,7 @@ use self::lanes::Lanes;
 use self::settings::Settings;
 use self::settlements::Settlements;
 use self::stats::Counters;
+use self::workers::Workers;
 use crate::codec::Codec;
 use crate::delivery::Attempt;
 use crate::error::BrokerError;
@@ -163,10 +167,12 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
         let places = Arc::new(Semaphore::new(self.settings.max_buffered.get()));
         let engine = Arc::new(self.engine(subscription, shutdown.clone()));
         let drivers = Drivers::start(&engine);
+        let tasks = TaskTracker::new();
         let intake = Intake {
             engine: Arc::clone(&engine),
             places,
-            tasks: TaskTracker::new(),
+            workers: Workers::new(Arc::clone(&engine), tasks.clone()),
+            tasks,
             readiness: Arc::clone(&monitor.readiness),
         };
         let end = intake.run().await;
@@ -175,6 +181,7 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
         shutdown.begin();
         within(LAST_SETTLEMENTS, engine.subscription.stop()).await;
         intake.tasks.close();
+        intake.workers.close();
         tokio::select! {
             biased;
             () = intake.tasks.wait() => {}

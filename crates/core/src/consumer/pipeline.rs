@@ -3,7 +3,10 @@
 //! `intake` receives, `lanes` keeps order; the rest is [`Engine::process`], whole.
 
 use std::any::Any;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
@@ -206,14 +209,17 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
         };
         self.counters.started.raise();
         let timeout = self.settings.handler_timeout;
-        let cancellation = held.hold.cancellation();
         // Creating, polling and dropping the user's future: whatever panics is the handler's failure.
         let ended = AssertUnwindSafe(async {
-            let handler = self.handler.handle(payload, context);
+            let mut handler = pin!(self.handler.handle(payload, context));
+            // A handler that need not wait for anything needs no timer and no watch either.
+            if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(handler.as_mut().poll(cx))).await {
+                return Some(Ok(ended));
+            }
             tokio::select! {
                 biased;
                 ended = tokio::time::timeout(timeout, handler) => Some(ended),
-                () = cancellation.cancelled() => None,
+                () = held.hold.cancellation().token().cancelled() => None,
             }
         });
         let failure = match ended.catch_unwind().await {

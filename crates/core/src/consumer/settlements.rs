@@ -104,7 +104,7 @@ impl Settlements {
         let pause = pauses.delay_after(Attempt::after(failures - 1), (self.randomness)());
         tokio::select! {
             biased;
-            () = hold.cancellation().cancelled() => false,
+            () = hold.cancellation().token().cancelled() => false,
             () = tokio::time::sleep(pause) => true,
         }
     }

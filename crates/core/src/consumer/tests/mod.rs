@@ -10,6 +10,7 @@ mod retry;
 mod settings;
 mod shutdown;
 mod stubborn;
+mod workers;
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
