@@ -1,8 +1,15 @@
 //! Redis Cluster.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
+use tokio::time::sleep;
 
 use crate::redis_nodes::{Nodes, until};
+
+/// A replica gives up to take over after five seconds (`CLUSTER_MF_TIMEOUT` of Redis), and nothing but
+/// its log tells so; asked before, it starts anew.
+const TAKE_OVER_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A Redis Cluster of three masters, each with a replica.
 pub struct Cluster {
@@ -44,23 +51,19 @@ impl Cluster {
         &self.nodes
     }
 
-    /// The ports of the nodes that are masters now, as one that lives sees it.
+    /// The ports of the nodes that are masters, once all that answer agree on who is: a master that
+    /// comes back after its replacement takes itself for one until it hears from the others.
     ///
     /// # Errors
     ///
-    /// When no node answers.
+    /// When no node answers, or agreement takes longer than a minute.
     ///
     /// # Cancel safety
     ///
     /// Cancel-safe.
     pub async fn masters(&self) -> Result<Vec<u16>> {
-        let nodes = self.known_nodes().await?;
-        let is_master = |node: &&Node| node.is_master && !node.is_failed;
-        Ok(nodes
-            .iter()
-            .filter(is_master)
-            .map(|node| node.port)
-            .collect())
+        let nodes = until("agreement on the nodes", async || self.agreed_nodes().await).await?;
+        Ok(masters_of(&nodes))
     }
 
     /// Makes a replica take over from its master, in agreement with it; returns the ports of the old
@@ -74,7 +77,7 @@ impl Cluster {
     ///
     /// Cancel-safe: the replica may take over nevertheless.
     pub async fn fail_over(&self) -> Result<(u16, u16)> {
-        let nodes = self.known_nodes().await?;
+        let nodes = until("agreement on the nodes", async || self.agreed_nodes().await).await?;
         let replica = nodes.iter().find(|node| !node.is_master && !node.is_failed);
         let replica = replica.context("no replica lives")?;
         let master = nodes.iter().find(|node| node.id == replica.master_id);
@@ -82,12 +85,16 @@ impl Cluster {
             master.context("the replica has no master")?.port,
             replica.port,
         );
-        self.nodes.ask(new, &["cluster", "failover"]).await?;
-        self.until_replaced(old).await?;
+        let replaced = self.until_replaced(old);
+        tokio::select! {
+            biased;
+            replaced = replaced => replaced?,
+            failure = self.keep_asking_to_take_over(new) => return Err(failure),
+        }
         Ok((old, new))
     }
 
-    /// Waits until three nodes other than `old` are masters.
+    /// Waits until three nodes other than `old` are masters, and all nodes that answer agree on it.
     ///
     /// # Errors
     ///
@@ -98,25 +105,45 @@ impl Cluster {
     /// Cancel-safe.
     pub async fn until_replaced(&self, old: u16) -> Result<()> {
         until("the failover", async || {
-            let masters = self.masters().await?;
-            Ok(masters.len() == 3 && !masters.contains(&old))
+            let masters = self.agreed_nodes().await?.map(|nodes| masters_of(&nodes));
+            Ok(masters.filter(|masters| masters.len() == 3 && !masters.contains(&old)))
         })
         .await
+        .map(drop)
     }
 
-    async fn known_nodes(&self) -> Result<Vec<Node>> {
-        let mut failure = None;
-        for port in self.ports {
-            match self.nodes.ask(port, &["cluster", "nodes"]).await {
-                Ok(table) => return Ok(table.lines().filter_map(Node::parse).collect()),
-                Err(error) => failure = Some(error),
+    async fn keep_asking_to_take_over(&self, replica: u16) -> anyhow::Error {
+        loop {
+            // One that is a master already refuses, and stays one.
+            if let Err(error) = self.nodes.ask(replica, &["cluster", "failover"]).await {
+                return error;
             }
+            sleep(TAKE_OVER_TIMEOUT).await;
         }
-        Err(failure.context("a cluster has nodes")?)
+    }
+
+    /// The nodes as all that answer see them; none while they differ.
+    async fn agreed_nodes(&self) -> Result<Option<Vec<Node>>> {
+        let tables = self.nodes.ask_each(&self.ports, "cluster nodes").await?;
+        let mut views = tables.iter().map(|table| {
+            let mut nodes: Vec<_> = table.lines().filter_map(Node::parse).collect();
+            nodes.sort_by_key(|node| node.port);
+            nodes
+        });
+        let first = views.next().filter(|nodes| nodes.len() == self.ports.len());
+        Ok(first.filter(|first| views.all(|view| view == *first)))
     }
 }
 
+fn masters_of(nodes: &[Node]) -> Vec<u16> {
+    let masters = nodes
+        .iter()
+        .filter(|node| node.is_master && !node.is_failed);
+    masters.map(|node| node.port).collect()
+}
+
 /// A line of `CLUSTER NODES`.
+#[derive(PartialEq, Eq)]
 struct Node {
     id: String,
     port: u16,

@@ -58,6 +58,34 @@ impl Nodes {
         self.server.exec(&command).await
     }
 
+    /// Asks several of them the same, and gives the answers of those that answer within five seconds.
+    ///
+    /// # Errors
+    ///
+    /// When docker cannot, or none answers.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: the question may have been asked.
+    pub(crate) async fn ask_each(&self, ports: &[u16], question: &str) -> Result<Vec<String>> {
+        let ports: Vec<_> = ports.iter().map(ToString::to_string).collect();
+        // One command for all: each that docker runs costs more than the answers.
+        let script = format!(
+            "for port in {}; do timeout 5 redis-cli -p $port {question} 2> /dev/null; printf '\\036'; done",
+            ports.join(" ")
+        );
+        let output = self.server.exec(&["sh", "-c", &script]).await?;
+        let answers = output.split('\x1e').map(str::trim);
+        let answers: Vec<_> = answers
+            .filter(|answer| !answer.is_empty())
+            .map(ToOwned::to_owned)
+            .collect();
+        if answers.is_empty() {
+            bail!("no node answers {question}");
+        }
+        Ok(answers)
+    }
+
     /// Kills one by SIGKILL.
     ///
     /// # Errors
@@ -118,14 +146,16 @@ impl Nodes {
     }
 }
 
-/// Asks again until the answer is yes.
-pub(crate) async fn until(what: &str, is_done: impl AsyncFn() -> Result<bool>) -> Result<()> {
+/// Asks again until there is an answer.
+pub(crate) async fn until<T>(what: &str, answer: impl AsyncFn() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + FAIL_OVER_TIMEOUT;
-    while !is_done().await? {
+    loop {
+        if let Some(answer) = answer().await? {
+            return Ok(answer);
+        }
         if Instant::now() > end {
             bail!("{what} took longer than {FAIL_OVER_TIMEOUT:?}");
         }
         sleep(Duration::from_millis(100)).await;
     }
-    Ok(())
 }

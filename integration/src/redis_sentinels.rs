@@ -1,6 +1,6 @@
 //! Redis under the watch of sentinels.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::redis_nodes::{Nodes, until};
 
@@ -48,28 +48,20 @@ impl Sentinels {
         &self.nodes
     }
 
-    /// The port of the node that is the master now, as the sentinels see it.
+    /// The port of the node that is the master, once all sentinels that answer agree on it.
     ///
     /// # Errors
     ///
-    /// When no sentinel answers.
+    /// When no sentinel answers, or agreement takes longer than a minute.
     ///
     /// # Cancel safety
     ///
     /// Cancel-safe.
     pub async fn master(&self) -> Result<u16> {
-        let question = ["sentinel", "get-master-addr-by-name", Self::SERVICE];
-        let mut failure = None;
-        for sentinel in self.sentinels {
-            match self.nodes.ask(sentinel, &question).await {
-                Ok(answer) => {
-                    let port = answer.lines().nth(1).context("no address of a master")?;
-                    return Ok(port.trim().parse()?);
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        Err(failure.context("there are sentinels")?)
+        until("agreement on the master", async || {
+            self.agreed_master().await
+        })
+        .await
     }
 
     /// Makes the sentinels promote the replica; returns the ports of the old master and of the new one.
@@ -84,12 +76,14 @@ impl Sentinels {
     pub async fn fail_over(&self) -> Result<(u16, u16)> {
         let old = self.master().await?;
         let command = ["sentinel", "failover", Self::SERVICE];
-        self.nodes.ask(self.sentinels[0], &command).await?;
+        let answer = self.nodes.ask(self.sentinels[0], &command).await?;
+        // redis-cli takes a refusal for an answer.
+        ensure!(answer.trim() == "OK", "no failover: {answer}");
         let new = self.next_master(old).await?;
         Ok((old, new))
     }
 
-    /// Waits for the sentinels to name another master than `old`, and gives its port.
+    /// Waits for all sentinels that answer to name another master than `old`, and gives its port.
     ///
     /// # Errors
     ///
@@ -99,8 +93,22 @@ impl Sentinels {
     ///
     /// Cancel-safe.
     pub async fn next_master(&self, old: u16) -> Result<u16> {
-        until("the failover", async || Ok(self.master().await? != old)).await?;
-        self.master().await
+        until("the failover", async || {
+            let master = self.agreed_master().await?;
+            Ok(master.filter(|master| *master != old))
+        })
+        .await
+    }
+
+    async fn agreed_master(&self) -> Result<Option<u16>> {
+        let question = format!("sentinel get-master-addr-by-name {}", Self::SERVICE);
+        let answers = self.nodes.ask_each(&self.sentinels, &question).await?;
+        let (first, others) = answers.split_first().context("there are sentinels")?;
+        if others.iter().any(|other| other != first) {
+            return Ok(None);
+        }
+        let port = first.lines().nth(1).context("no address of a master")?;
+        Ok(Some(port.trim().parse()?))
     }
 }
 
