@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use crate::docker::{OWNER_LABEL, choose_image, docker, owner};
 use crate::ports::free_port;
 
-const STARTUP_TIMEOUT: Duration = Duration::from_mins(2);
+const STARTUP_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// What to run.
 pub(crate) struct Plan {
@@ -92,7 +92,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// When docker cannot, or it is not up within two minutes.
+    /// When docker cannot, or it is not up within five minutes.
     ///
     /// # Cancel safety
     ///
@@ -132,7 +132,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// When docker cannot, or it is not up within two minutes.
+    /// When docker cannot, or it is not up within five minutes.
     ///
     /// # Cancel safety
     ///

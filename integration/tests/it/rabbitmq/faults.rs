@@ -1,11 +1,14 @@
 //! Faults heal: servers that restart, pause or are absent, and connections that break (CONFORMANCE, X1
 //! to X6).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use backstop_rabbitmq::RabbitMq;
 use backstop_redis_dedupe::RedisStore;
 use integration::{Mode, start_redis};
+use tokio::sync::Semaphore;
 
 use super::world::{Ledger, Running, World, builder, until};
 
@@ -42,7 +45,8 @@ async fn x2_after_a_cut_connection_stale_settles_are_revoked_and_consumption_res
 {
     let (world, ledger) = (World::new().await?, Ledger::default());
     let builder = builder(world.broker()?, world.store().await?);
-    let consumer = Running::start(builder, &ledger, Duration::from_millis(30))?;
+    // Long enough for some to be under way at each cut, also where publishing is slow.
+    let consumer = Running::start(builder, &ledger, Duration::from_millis(200))?;
     let publishing = world.publish(600, PACE)?;
     for cut in 1..=5 {
         until("some are handled", || async {
@@ -112,8 +116,16 @@ async fn x3_a_half_open_connection_is_noticed_and_replaced() -> Result<()> {
 async fn x4_the_repeat_of_a_message_whose_ack_was_lost_is_absorbed() -> Result<()> {
     let (world, ledger) = (World::new().await?, Ledger::default());
     let ids = world.publish(20, Duration::ZERO)?.await?;
-    let builder = builder(world.broker()?, world.store().await?);
-    let consumer = Running::start(builder, &ledger, Duration::from_secs(1))?;
+    // Nobody may miss a heartbeat before the acks have gone astray.
+    let broker = RabbitMq::open(&format!("{}&heartbeat=60", world.queue.url()))?;
+    let door = Arc::new(Semaphore::new(0));
+    let waiting = Arc::clone(&door);
+    let work = move || {
+        let door = Arc::clone(&waiting);
+        // It has no permit: this ends when the door is closed for good.
+        async move { drop(door.acquire().await) }
+    };
+    let consumer = Running::working(builder(broker, world.store().await?), &ledger, work)?;
     // All in flight have been received when the way to the server is lost.
     consumer
         .until("handlers run", |consumer| {
@@ -121,6 +133,7 @@ async fn x4_the_repeat_of_a_message_whose_ack_was_lost_is_absorbed() -> Result<(
         })
         .await?;
     world.queue.proxy().set_mode(Mode::DropToServer);
+    door.close();
     until("they are handled", || async { Ok(ledger.len() >= 16) }).await?;
     consumer
         .until("they are settled", |consumer| {

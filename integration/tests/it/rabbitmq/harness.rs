@@ -69,7 +69,7 @@ impl Harness {
             server: Arc::clone(&self.server),
             proxy: Proxy::start(self.server.url()).await?,
             parameters: format!(
-                "/?queue={name}&delivery_limit={limit}{partitions}&connect_timeout=5"
+                "/?queue={name}&delivery_limit={limit}{partitions}&connect_timeout=30"
             ),
             name,
             delivery_limit: limit,
@@ -127,7 +127,7 @@ impl BrokerHarness for Harness {
     }
 
     fn patience(&self) -> Duration {
-        Duration::from_mins(1)
+        Duration::from_mins(3)
     }
 
     async fn queue(&self, spec: QueueSpec) -> Result<Arc<dyn TestQueue>> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::harness::{Harness, Queue};
 
 /// How long to wait for what must come.
-const PATIENCE: Duration = Duration::from_mins(2);
+const PATIENCE: Duration = Duration::from_mins(5);
 
 /// A server of its own with a queue.
 pub(crate) struct World {
@@ -57,17 +58,29 @@ impl World {
         let ids: Vec<String> = (0..count).map(|number| format!("m{number}")).collect();
         Ok(tokio::spawn(async move {
             for id in &ids {
-                while publisher
-                    .publish(Message::new("work").with_id(id.as_str()))
-                    .await
-                    .is_err()
-                {
-                    sleep(Duration::from_millis(100)).await;
-                }
+                publish(&publisher, id).await;
                 sleep(pause).await;
             }
             ids
         }))
+    }
+
+    /// The same without an end, until it is told to stop.
+    pub(crate) fn publish_until_told(&self, pause: Duration) -> Result<Publishing> {
+        let publisher = Publisher::new(self.broker()?);
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let run = tokio::spawn(async move {
+            let mut ids = Vec::new();
+            while !told.load(Ordering::Relaxed) {
+                let id = format!("m{}", ids.len());
+                publish(&publisher, &id).await;
+                ids.push(id);
+                sleep(pause).await;
+            }
+            ids
+        });
+        Ok(Publishing { run, stop })
     }
 
     /// Nothing is left in the queue, and nothing in the dead-letter queue.
@@ -93,6 +106,30 @@ impl World {
             .queue_declare(name, options, lapin::types::FieldTable::default())
             .await?;
         Ok(queue.message_count())
+    }
+}
+
+async fn publish(publisher: &Publisher, id: &str) {
+    while publisher
+        .publish(Message::new("work").with_id(id))
+        .await
+        .is_err()
+    {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// A publisher in the background.
+pub(crate) struct Publishing {
+    run: JoinHandle<Vec<String>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Publishing {
+    /// Stops it, and gives the ids of what it has published.
+    pub(crate) async fn stop(self) -> Result<Vec<String>> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.run.await?)
     }
 }
 
@@ -165,11 +202,23 @@ pub(crate) fn builder(broker: impl Into<BrokerHandle>, store: StoreHandle) -> Co
 impl Running {
     /// Starts a consumer that works on each message for `work`.
     pub(crate) fn start(builder: ConsumerBuilder, ledger: &Ledger, work: Duration) -> Result<Self> {
+        Self::working(builder, ledger, move || sleep(work))
+    }
+
+    /// Starts a consumer whose work on each message is this.
+    pub(crate) fn working<F>(
+        builder: ConsumerBuilder,
+        ledger: &Ledger,
+        work: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Result<Self>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let ledger = ledger.clone();
         let consumer = builder.raw(move |_: Bytes, context: Context| {
-            let ledger = ledger.clone();
+            let (ledger, work) = (ledger.clone(), work());
             async move {
-                sleep(work).await;
+                work.await;
                 let id = context.id().map(ToString::to_string).unwrap_or_default();
                 ledger.write(&id, context.fence().map_or(0, |fence| fence.0));
                 Ok::<_, HandlerError>(())
