@@ -19,9 +19,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::broker::Shared;
 use crate::decode::{self, NativeCount, Reading};
+use crate::desk::Desk;
 use crate::ending::Ending;
 use crate::error::{closed, failed};
-use crate::settle::{Desk, released};
+use crate::settle::released;
 use crate::shelf::{Look, Shelf};
 use crate::source::{Source, lease};
 

@@ -1,0 +1,171 @@
+//! Copies: what leaves the queue by way of another one is copied there, confirmed, and then
+//! acknowledged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backstop_core::{BrokerError, BrokerErrorKind, LeaseId, Settlement, Verdict};
+
+use crate::broker::Shared;
+use crate::decode::Native;
+use crate::delay::Grain;
+use crate::desk::{Answer, Desk, kept};
+use crate::encode;
+use crate::frames::Frame;
+use crate::publish::Parcel;
+use crate::source::{channel_of, tag_of};
+
+/// What becomes of a settlement without its copy.
+enum NotCopied {
+    Answer(Answer),
+    /// Goes back at once.
+    Nack(LeaseId),
+}
+
+impl Desk {
+    /// A copy for a delivery that nobody waits for any more; if it cannot be made, the delivery goes
+    /// back to the queue by this frame.
+    pub(crate) async fn copy_alone(self: &Arc<Self>, settlement: Settlement, frame: Frame) {
+        let lease = settlement.delivery.receipt.lease();
+        let mut answers = [None];
+        self.copy_and_acknowledge(vec![(0, settlement)], &mut answers)
+            .await;
+        if let [Some(Err(error))] = answers {
+            tracing::warn!(error = %error.cause, "a message that waits for its retry could not be put into a delay queue; it comes back at once");
+            let _ = self.send(channel_of(lease), vec![frame]).await;
+        }
+    }
+
+    pub(crate) async fn copy_and_acknowledge(
+        self: &Arc<Self>,
+        copies: Vec<(usize, Settlement)>,
+        answers: &mut [Option<Answer>],
+    ) {
+        let mut ready = Vec::with_capacity(copies.len());
+        let mut parcels = Vec::with_capacity(copies.len());
+        let mut frames = Vec::with_capacity(copies.len());
+        for (at, settlement) in copies {
+            match self.parcel(&settlement).await {
+                Ok(parcel) => {
+                    parcels.push(parcel);
+                    ready.push((at, settlement));
+                }
+                Err(cause) => match self.not_copied(settlement, cause) {
+                    NotCopied::Answer(answer) => answers[at] = Some(answer),
+                    NotCopied::Nack(lease) => frames.push((at, lease, Frame::Nack(tag_of(lease)))),
+                },
+            }
+        }
+        let targets: Vec<_> = parcels
+            .iter()
+            .map(|parcel| parcel.routing_key.to_string())
+            .collect();
+        let published = self.shared.press.publish(parcels).await;
+        for (((at, settlement), target), published) in ready.into_iter().zip(targets).zip(published)
+        {
+            match published {
+                Ok(()) => {
+                    let lease = settlement.delivery.receipt.lease();
+                    frames.push((at, lease, Frame::Ack(tag_of(lease))));
+                }
+                Err(cause) => {
+                    let cause = self.unpublished(&settlement, &target, cause).await;
+                    answers[at] = Some(Err(kept(settlement, cause)));
+                }
+            }
+        }
+        self.carry(&frames, answers).await;
+    }
+
+    /// What becomes of a delivery for which there is no delay queue. If there will be none, as the
+    /// user must not declare it, say, the delivery waits here for as long as it has to: left alone it
+    /// would stay unsettled for ever, and in the end nothing would be received any more.
+    fn not_copied(self: &Arc<Self>, settlement: Settlement, cause: BrokerError) -> NotCopied {
+        let lease = settlement.delivery.receipt.lease();
+        let used = settlement.delivery.attempts_used.saturating_add(1);
+        let (after, frame) = match settlement.verdict {
+            Verdict::Release { after } => (after, Frame::Nack(tag_of(lease))),
+            Verdict::Retry {
+                after,
+                attempts_used,
+            } if attempts_used == used => (after, Frame::Reject(tag_of(lease))),
+            _ => return NotCopied::Answer(Err(kept(settlement, cause))),
+        };
+        if cause.is_transient() || self.closing.is_cancelled() {
+            return NotCopied::Answer(Err(kept(settlement, cause)));
+        }
+        tracing::error!(error = %cause, "a message cannot wait in a delay queue; it waits unsettled in this process");
+        match self.hold(settlement, after, frame) {
+            None => NotCopied::Answer(Ok(())),
+            // No room: better too early than never.
+            Some(Settlement {
+                verdict: Verdict::Release { .. },
+                ..
+            }) => NotCopied::Nack(lease),
+            Some(settlement) => NotCopied::Answer(Err(kept(settlement, cause))),
+        }
+    }
+
+    async fn parcel(&self, settlement: &Settlement) -> Result<Parcel, BrokerError> {
+        let Settlement { delivery, verdict } = settlement;
+        let native = delivery.receipt.native::<Native>();
+        let native = native.ok_or_else(|| {
+            BrokerError::new(BrokerErrorKind::Other, "a delivery of another adapter")
+        })?;
+        let config = &self.shared.link.config;
+        let (queue, properties) = match verdict {
+            Verdict::DeadLetter(letter) => (
+                config.dead_letter_queue.to_string(),
+                encode::dead_letter(&native.properties, letter),
+            ),
+            Verdict::Retry {
+                after,
+                attempts_used,
+            } => (
+                self.queue_after(*after).await?,
+                encode::retry(&native.properties, *attempts_used),
+            ),
+            Verdict::Release { after } => (
+                self.queue_after(*after).await?,
+                encode::retry(&native.properties, delivery.attempts_used),
+            ),
+            Verdict::Complete => {
+                return Err(BrokerError::new(
+                    BrokerErrorKind::Other,
+                    "a completed message is not copied",
+                ));
+            }
+        };
+        Ok(Parcel {
+            exchange: "".into(),
+            routing_key: queue.into(),
+            properties,
+            body: delivery.message.body.clone(),
+        })
+    }
+
+    async fn queue_after(&self, wait: Duration) -> Result<String, BrokerError> {
+        let Shared { link, delays, .. } = &*self.shared;
+        let queue = &link.config.queue;
+        if wait.is_zero() {
+            return Ok(queue.to_string());
+        }
+        delays.queue(link, queue, wait, Grain::Coarse).await
+    }
+
+    /// A delay queue that has gone is declared anew by the next try.
+    async fn unpublished(
+        &self,
+        settlement: &Settlement,
+        target: &str,
+        cause: BrokerError,
+    ) -> BrokerError {
+        let is_ours = !matches!(settlement.verdict, Verdict::DeadLetter(_));
+        if is_ours && cause.kind() == BrokerErrorKind::Unroutable {
+            self.shared.delays.forget(target).await;
+            let text = format!("the delay queue {target:?} has gone; it is declared anew");
+            return BrokerError::new(BrokerErrorKind::Other, text);
+        }
+        cause
+    }
+}
