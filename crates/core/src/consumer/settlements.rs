@@ -89,7 +89,7 @@ impl Settlements {
                 break;
             }
         }
-        self.give_back(settlement.delivery, hold).await;
+        self.give_back(settlement, hold).await;
         Settled::GivenBack
     }
 
@@ -110,10 +110,24 @@ impl Settlements {
     }
 
     /// Gives a message back for as long as it is ours: a broker that delivers until the connection
-    /// ends has no other way to get it back.
-    async fn give_back(&self, delivery: Delivery, hold: &Hold) {
+    /// ends has no other way to get it back. Attempts that were used stay used: without a store nobody
+    /// but the broker counts them.
+    async fn give_back(&self, refused: Settlement, hold: &Hold) {
         let after = Duration::from_secs(5);
-        let verdict = Verdict::Release { after };
+        let Settlement { delivery, verdict } = refused;
+        let used = match verdict {
+            Verdict::Retry { attempts_used, .. } => attempts_used,
+            Verdict::DeadLetter(letter) => letter.attempts,
+            Verdict::Complete | Verdict::Release { .. } => delivery.attempts_used,
+        };
+        let verdict = if used > delivery.attempts_used {
+            Verdict::Retry {
+                after,
+                attempts_used: used,
+            }
+        } else {
+            Verdict::Release { after }
+        };
         let mut settlement = Settlement { delivery, verdict };
         let mut failures = 0;
         loop {

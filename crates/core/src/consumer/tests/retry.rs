@@ -286,3 +286,32 @@ async fn an_ordered_retry_holds_back_its_key_and_no_other() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_is_not_forgotten_when_the_broker_refuses_its_verdict() {
+    for (operation, kind) in [
+        (BrokerOperation::Settle, BrokerErrorKind::AccessDenied),
+        (BrokerOperation::Settle, BrokerErrorKind::Unreachable),
+        (BrokerOperation::DeadLetter, BrokerErrorKind::Unroutable),
+        (BrokerOperation::DeadLetter, BrokerErrorKind::Unreachable),
+    ] {
+        let scene = Scene::new();
+        // As often as a settlement is tried, before the message is given back.
+        let refusals = if kind == BrokerErrorKind::Unreachable {
+            5
+        } else {
+            1
+        };
+        scene.broker.faults().fail(operation, kind, refusals);
+        scene.publish(&["m"]).await;
+        let builder = Consumer::builder(scene.broker.clone())
+            .idempotent_by_nature()
+            .max_attempts(3);
+        let running = scene.start(builder, |_, _| fails());
+        let stats = scene.finish(running).await;
+        assert_eq!(scene.seen.attempts(), [1, 2, 3], "{operation:?}, {kind:?}");
+        let (reason, attempts, _) = scene.dead();
+        assert_eq!((reason, attempts), (AttemptsExhausted, 3));
+        assert_eq!((stats.abandoned, stats.dead_lettered), (1, 1));
+    }
+}
