@@ -48,10 +48,12 @@ pub(crate) fn delivery(
     }
     let own = headers::get_number(&properties, headers::ATTEMPTS).unwrap_or(0);
     let broker = match reading.count {
-        NativeCount::Counts => {
+        // RabbitMQ writes the header with a redelivery only. On any other it is a publisher's, or came
+        // along when somebody moved the message here from another queue.
+        NativeCount::Counts if native.redelivered => {
             headers::get_number(&properties, headers::DELIVERY_COUNT).unwrap_or(0)
         }
-        NativeCount::Ignored => 0,
+        NativeCount::Counts | NativeCount::Ignored => 0,
     };
     Delivery {
         redrives: redrives(&message),
