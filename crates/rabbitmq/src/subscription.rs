@@ -179,15 +179,18 @@ impl RabbitMqSubscription {
         consumer.map_err(|error| failed(&format!("the queue {queue:?} cannot be consumed"), error))
     }
 
-    /// A new reception after the channel of the last is gone. A queue that is missing then is waited
-    /// for: whoever deleted it may be about to declare it anew.
+    /// A new reception after the channel of the last is gone. It worked before, so that whatever stands
+    /// in its way is waited out: whoever deleted the queue may be about to declare it anew, and a server
+    /// that comes up refuses users whose virtual host or directory is not up yet.
     async fn resume(&self) -> Result<Reception, BrokerError> {
-        self.consume().await.map_err(|error| match error.kind() {
-            BrokerErrorKind::NotFound => {
-                let text = "the queue has gone; waiting for it to come back";
-                BrokerError::new(BrokerErrorKind::Other, text).with_source(error)
-            }
-            _ => error,
+        self.consume().await.map_err(|error| {
+            let text = match error.kind() {
+                BrokerErrorKind::NotFound => "the queue has gone; waiting for it to come back",
+                BrokerErrorKind::Closed => return error,
+                _ if error.is_transient() => return error,
+                _ => "RabbitMQ lets the queue not be consumed any more; waiting for it to do so",
+            };
+            BrokerError::new(BrokerErrorKind::Other, text).with_source(error)
         })
     }
 
@@ -245,7 +248,12 @@ impl RabbitMqSubscription {
     fn read(&self, reception: &Reception, next: Option<Arrival>) -> Result<Delivery, BrokerError> {
         match next {
             Some(Arrival::Native(native)) => Ok(self.decode(reception, *native)),
-            Some(Arrival::Broken(error)) => Err(failed("the connection to RabbitMQ broke", error)),
+            // Whatever ended the channel, a delivery that was not settled in time, say, a new one may
+            // do better.
+            Some(Arrival::Broken(error)) => {
+                let text = "the connection to RabbitMQ broke, or RabbitMQ ended the channel";
+                Err(BrokerError::new(BrokerErrorKind::Unreachable, text).with_source(error))
+            }
             Some(Arrival::End) | None => {
                 let text =
                     "RabbitMQ ended the subscription: the queue was deleted, or its node went down";
