@@ -44,11 +44,7 @@ pub(crate) struct Shared {
     /// How the channels of ordered subscriptions end.
     pub(crate) endings: Mutex<Vec<Weak<Ending>>>,
     declared: OnceCell<()>,
-    hashing: OnceCell<Hashing>,
 }
-
-/// A publication is cut into batches of this many messages.
-const BATCH: usize = 512;
 
 impl RabbitMq {
     /// A queue by its URL, see [`RabbitMqConfig`]. Nothing is connected yet: the first use does that,
@@ -73,7 +69,6 @@ impl RabbitMq {
                 delays: Delays::default(),
                 endings: Mutex::default(),
                 declared: OnceCell::new(),
-                hashing: OnceCell::new(),
             }),
         }
     }
@@ -122,18 +117,14 @@ impl Shared {
         Ok(())
     }
 
-    async fn hashing(&self) -> Result<Hashing, BrokerError> {
-        let ask =
-            || async { topology::hashing(&self.link.config, &*self.link.live().await?).await };
-        self.hashing.get_or_try_init(ask).await.copied()
-    }
-
-    /// The exchange whose routing key is the partition key, if there is one.
+    /// The exchange whose routing key is the partition key, if there is one now.
     pub(crate) async fn exchange_by_key(&self) -> Result<Option<String>, BrokerError> {
-        if self.link.config.partitions.is_none() || self.hashing().await? == Hashing::Publisher {
+        let config = &self.link.config;
+        if config.partitions.is_none() {
             return Ok(None);
         }
-        Ok(Some(self.link.config.exchange()))
+        let hashing = self.link.live().await?.hashing(config).await?;
+        Ok((hashing == Hashing::Exchange).then(|| config.exchange()))
     }
 
     async fn parcel(&self, outgoing: &Outgoing) -> Result<Parcel, BrokerError> {
@@ -179,7 +170,7 @@ impl Shared {
         Ok(("".into(), queue.into()))
     }
 
-    async fn publish(&self, messages: &[Outgoing], answers: &mut Vec<Result<(), BrokerError>>) {
+    async fn publish(&self, messages: &[Outgoing]) -> Vec<Result<(), BrokerError>> {
         let mut parcels = Vec::with_capacity(messages.len());
         let mut refusals = Vec::with_capacity(messages.len());
         for outgoing in messages {
@@ -192,6 +183,7 @@ impl Shared {
             }
         }
         let mut published = self.press.publish(parcels).await.into_iter();
+        let mut answers = Vec::with_capacity(messages.len());
         for (refusal, outgoing) in refusals.into_iter().zip(messages) {
             let answer = match refusal {
                 Some(error) => Err(error),
@@ -205,6 +197,7 @@ impl Shared {
             }
             answers.push(answer);
         }
+        answers
     }
 }
 
@@ -276,11 +269,7 @@ impl Broker for RabbitMq {
         if let Err(error) = ready.await {
             return messages.iter().map(|_| Err(again(&error))).collect();
         }
-        let mut answers = Vec::with_capacity(messages.len());
-        for batch in messages.chunks(BATCH) {
-            self.shared.publish(batch, &mut answers).await;
-        }
-        answers
+        self.shared.publish(messages).await
     }
 
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetterQueue>, BrokerError> {

@@ -1,23 +1,33 @@
 //! The connection: made when it is needed, made anew when it was lost, never hammered.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::{Attempt, Backoff, BrokerError, BrokerErrorKind, Jitter};
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OnceCell};
 use tokio::time::Instant;
 
 use crate::config::RabbitMqConfig;
 use crate::error::{again, closed, failed, misconfigured};
+use crate::topology::{self, Hashing};
 use crate::version::{self, ServerVersion};
 
 /// A connection that heals when it is asked for.
 pub(crate) struct Link {
     pub(crate) config: RabbitMqConfig,
+    purpose: Purpose,
     state: Mutex<State>,
-    version: Arc<OnceLock<ServerVersion>>,
+    /// What the server last said.
+    version: parking_lot::Mutex<Option<ServerVersion>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Consuming,
+    /// Nothing that is done here differs by the server's version, so it is not asked.
+    Publishing,
 }
 
 enum State {
@@ -33,6 +43,8 @@ enum State {
 /// A connection while it lasts.
 pub(crate) struct Live {
     pub(crate) version: ServerVersion,
+    /// Who finds a key's partition, once it was looked at.
+    hashing: OnceCell<Hashing>,
     connection: Connection,
 }
 
@@ -40,11 +52,12 @@ impl Link {
     pub(crate) fn new(config: RabbitMqConfig) -> Self {
         Self {
             config,
+            purpose: Purpose::Consuming,
             state: Mutex::new(State::Down {
                 failures: 0,
                 rest: None,
             }),
-            version: Arc::default(),
+            version: parking_lot::Mutex::default(),
         }
     }
 
@@ -57,14 +70,31 @@ impl Link {
         let mut config = self.config.clone();
         config.connection_name.push_str(" (publishing)");
         Self {
-            version: Arc::clone(&self.version),
+            purpose: Purpose::Publishing,
             ..Self::new(config)
         }
     }
 
-    /// The server's version, once it has been connected to.
+    /// The server's version when it was last connected to.
     pub(crate) fn version(&self) -> Option<ServerVersion> {
-        self.version.get().copied()
+        *self.version.lock()
+    }
+
+    /// Asks with every connection: the server may have been upgraded since the last. One that does
+    /// not tell is what it was, or else the oldest.
+    async fn ask_version(&self) -> ServerVersion {
+        let known = self.version();
+        if self.purpose == Purpose::Publishing {
+            return known.unwrap_or(ServerVersion::OLDEST);
+        }
+        let version = version::ask(&self.config).await.or(known);
+        let version = version.unwrap_or_else(|| {
+            let version = ServerVersion::OLDEST;
+            tracing::warn!("RabbitMQ did not tell its version; it is treated as {version}");
+            version
+        });
+        *self.version.lock() = Some(version);
+        version
     }
 
     /// The connection; a new one if there is none.
@@ -112,21 +142,24 @@ impl Link {
         let limit = self.config.connect_timeout;
         let connecting = async {
             let connection = self.open().await?;
-            let version = match self.version.get() {
-                Some(version) => *version,
-                None => version::ask(&self.config).await,
-            };
-            Ok((connection, version))
+            Ok((connection, self.ask_version().await))
         };
         let connected = tokio::time::timeout(limit, connecting).await;
         let (connection, version) = connected.unwrap_or_else(|_| {
             let text = format!("{} did not answer within {limit:?}", self.address());
             Err(BrokerError::new(BrokerErrorKind::Unreachable, text))
         })?;
-        let _ = self.version.set(version);
-        tracing::info!(address = self.address(), %version, "connected to RabbitMQ");
+        match self.purpose {
+            Purpose::Consuming => {
+                tracing::info!(address = self.address(), %version, "connected to RabbitMQ");
+            }
+            Purpose::Publishing => {
+                tracing::info!(address = self.address(), "connected to RabbitMQ to publish");
+            }
+        }
         Ok(Live {
             version,
+            hashing: OnceCell::new(),
             connection,
         })
     }
@@ -202,6 +235,13 @@ fn pause(failures: u32) -> Duration {
 impl Live {
     pub(crate) fn is_connected(&self) -> bool {
         self.connection.status().connected()
+    }
+
+    /// Who finds a key's partition: looked at once a connection, as long as which the server keeps its
+    /// plugins.
+    pub(crate) async fn hashing(&self, config: &RabbitMqConfig) -> Result<Hashing, BrokerError> {
+        let look = || topology::hashing(config, self);
+        self.hashing.get_or_try_init(look).await.copied()
     }
 
     /// Whether the server has stopped taking publications, for want of memory or disk.

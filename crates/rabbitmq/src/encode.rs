@@ -175,6 +175,12 @@ fn fit(table: &mut FieldTable, most: usize) -> usize {
     }
 }
 
+/// Roughly how many bytes the headers of a message take.
+pub(crate) fn headers_size(properties: &BasicProperties) -> usize {
+    let headers = properties.headers().iter().flat_map(FieldTable::inner);
+    headers.map(size).sum()
+}
+
 fn size((name, value): (&ShortString, &AMQPValue)) -> usize {
     name.as_str().len() + 1 + weight(value)
 }

@@ -14,6 +14,7 @@ use std::task::Poll;
 use tokio::sync::Mutex;
 
 use crate::connection::{Link, Live};
+use crate::encode;
 use crate::error::{again, failed};
 
 /// A message on its way to an exchange.
@@ -32,6 +33,11 @@ pub(crate) struct Press {
 }
 
 const LANES: usize = 4;
+
+/// What goes out together before any of it is confirmed. lapin copies it all into frames, however
+/// slowly they leave.
+const LOAD_MESSAGES: usize = 512;
+const LOAD_BYTES: usize = 8 << 20;
 
 struct Lane {
     live: Arc<Live>,
@@ -53,18 +59,24 @@ impl Press {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call goes on in its own task: what was begun is published.
+    /// A dropped call may have published some; what was begun goes on in its own task, and what was not
+    /// is never published.
     pub(crate) async fn publish(&self, parcels: Vec<Parcel>) -> Vec<Answer> {
-        if parcels.is_empty() {
-            return Vec::new();
-        }
-        let count = parcels.len();
+        let mut answers = Vec::with_capacity(parcels.len());
         let number = self.next.fetch_add(1, Ordering::Relaxed) % LANES;
-        let (link, lane) = (Arc::clone(&self.link), Arc::clone(&self.lanes[number]));
+        for load in loads(parcels) {
+            answers.extend(self.carry(number, load).await);
+        }
+        answers
+    }
+
+    async fn carry(&self, lane: usize, load: Vec<Parcel>) -> Vec<Answer> {
+        let count = load.len();
+        let link = Arc::clone(&self.link);
+        let mut place = Arc::clone(&self.lanes[lane]).lock_owned().await;
         // A task of its own: a channel whose batch was abandoned half-way would hand the returns of
         // that batch to the next one.
-        let flight =
-            tokio::spawn(async move { fly(&link, &mut *lane.lock().await, parcels).await });
+        let flight = tokio::spawn(async move { fly(&link, &mut place, load).await });
         match flight.await {
             Ok(answers) => answers,
             Err(error) => {
@@ -76,17 +88,38 @@ impl Press {
     }
 }
 
+/// Cuts a publication so that a load has at most [`LOAD_MESSAGES`], and more than [`LOAD_BYTES`] only if
+/// it is one message.
+fn loads(parcels: Vec<Parcel>) -> Vec<Vec<Parcel>> {
+    let mut loads: Vec<Vec<Parcel>> = Vec::new();
+    let mut bytes = 0;
+    for parcel in parcels {
+        let more = parcel.body.len() + encode::headers_size(&parcel.properties);
+        match loads.last_mut() {
+            Some(load) if load.len() < LOAD_MESSAGES && bytes + more <= LOAD_BYTES => {
+                bytes += more;
+                load.push(parcel);
+            }
+            _ => {
+                bytes = more;
+                loads.push(vec![parcel]);
+            }
+        }
+    }
+    loads
+}
+
 async fn fly(link: &Link, place: &mut Option<Lane>, parcels: Vec<Parcel>) -> Vec<Answer> {
+    let limit = link.config.confirm_timeout;
     // Put back in the end, if the batch came through: a channel with an open question is not used again.
     let lane = match open(link, place.take()).await {
         Ok(lane) => lane,
         Err(error) => return parcels.iter().map(|_| Err(again(&error))).collect(),
     };
-    let limit = link.config.confirm_timeout;
     let confirmed = tokio::time::timeout(limit, send(&lane.channel, &parcels)).await;
     let Ok(confirmations) = confirmed else {
         let why = if lane.live.is_blocked() {
-            "the broker blocks publishers: it is short of memory or disk"
+            BLOCKED
         } else {
             "the broker did not confirm in time"
         };
@@ -109,9 +142,20 @@ async fn open(link: &Link, lane: Option<Lane>) -> Result<Lane, BrokerError> {
         return Ok(lane);
     }
     let live = link.live().await?;
-    let channel = live.confirming_channel().await?;
+    // The server does not read the question for a channel either.
+    if live.is_blocked() {
+        return Err(BrokerError::new(BrokerErrorKind::Throttled, BLOCKED));
+    }
+    let limit = link.config.confirm_timeout;
+    let channel = tokio::time::timeout(limit, live.confirming_channel()).await;
+    let channel = channel.unwrap_or_else(|_| {
+        let text = format!("no channel was opened in time (confirm_timeout is {limit:?})");
+        Err(BrokerError::new(BrokerErrorKind::Throttled, text))
+    })?;
     Ok(Lane { live, channel })
 }
+
+const BLOCKED: &str = "the broker blocks publishers: it is short of memory or disk";
 
 type Sent = Result<Confirmation, lapin::Error>;
 
@@ -231,6 +275,44 @@ mod tests {
             properties: BasicProperties::default(),
             body: Bytes::from_static(b"body"),
         }
+    }
+
+    #[test]
+    fn a_load_is_bounded_by_bytes_and_by_count() {
+        const MIB: usize = 1 << 20;
+        let of = |bodies: &[usize]| {
+            let parcels = bodies.iter().map(|size| Parcel {
+                body: vec![0; *size].into(),
+                ..parcel("queue")
+            });
+            let loads = loads(parcels.collect());
+            let sizes = |load: &Vec<Parcel>| load.iter().map(|parcel| parcel.body.len()).collect();
+            loads.iter().map(sizes).collect::<Vec<Vec<_>>>()
+        };
+        let sizes = [5 * MIB, 3 * MIB, 1, 16 * MIB, 16 * MIB, 2];
+        let expected = [
+            vec![5 * MIB, 3 * MIB],
+            vec![1],
+            vec![16 * MIB],
+            vec![16 * MIB],
+            vec![2],
+        ];
+        assert_eq!(of(&sizes), expected);
+        let counts: Vec<_> = of(&[1; 1025]).iter().map(Vec::len).collect();
+        assert_eq!(counts, [512, 512, 1]);
+        assert!(of(&[]).is_empty());
+    }
+
+    #[test]
+    fn headers_weigh_too() {
+        let mut table = lapin::types::FieldTable::default();
+        crate::headers::insert(&mut table, "large", &"h".repeat(100_000));
+        let heavy = || Parcel {
+            properties: BasicProperties::default().with_headers(table.clone()),
+            ..parcel("queue")
+        };
+        let loads = loads((0..512).map(|_| heavy()).collect());
+        assert!(loads.iter().all(|load| load.len() <= 84), "{}", loads.len());
     }
 
     fn returned(queue: &str) -> BasicReturnMessage {

@@ -1,7 +1,7 @@
 //! Which RabbitMQ it is.
 //!
 //! The server says so in the first frame of a connection, which lapin keeps to itself; so it is asked
-//! once, by a connection that ends after that frame. The server's log has a line about it.
+//! by a connection of its own that ends after that frame. The server's log has a line about it.
 
 use std::fmt;
 use std::time::Duration;
@@ -63,17 +63,10 @@ impl fmt::Display for ServerVersion {
     }
 }
 
-/// Asks the server; an answer that cannot be had or read is the oldest version's.
-pub(crate) async fn ask(config: &RabbitMqConfig) -> ServerVersion {
+/// Asks the server, if it answers so that one can tell.
+pub(crate) async fn ask(config: &RabbitMqConfig) -> Option<ServerVersion> {
     let asked = tokio::time::timeout(Duration::from_secs(5), first_frame(config)).await;
-    let version = asked.ok().flatten().as_deref().and_then(find);
-    version.unwrap_or_else(|| {
-        tracing::warn!(
-            "RabbitMQ did not tell its version; it is treated as {}",
-            ServerVersion::OLDEST
-        );
-        ServerVersion::OLDEST
-    })
+    asked.ok().flatten().as_deref().and_then(find)
 }
 
 async fn first_frame(config: &RabbitMqConfig) -> Option<Vec<u8>> {
