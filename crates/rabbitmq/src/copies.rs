@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::{BrokerError, BrokerErrorKind, LeaseId, Settlement, Verdict};
+use backstop_core::{BrokerError, BrokerErrorKind, Settlement, Verdict};
 
 use crate::broker::Shared;
 use crate::decode::Native;
@@ -15,12 +15,9 @@ use crate::frames::Frame;
 use crate::publish::Parcel;
 use crate::source::{channel_of, tag_of};
 
-/// What becomes of a settlement without its copy.
-enum NotCopied {
-    Answer(Answer),
-    /// Goes back at once.
-    Nack(LeaseId),
-}
+/// The longest that a delivery waits here for want of a delay queue: RabbitMQ takes back what is not
+/// settled within `consumer_timeout`, 30 minutes by default, and all else that its channel has with it.
+const LONGEST_STAY: Duration = Duration::from_mins(10);
 
 impl Desk {
     /// A copy for a delivery that nobody waits for any more; if it cannot be made, the delivery goes
@@ -44,16 +41,14 @@ impl Desk {
         let mut ready = Vec::with_capacity(copies.len());
         let mut parcels = Vec::with_capacity(copies.len());
         let mut frames = Vec::with_capacity(copies.len());
+        let mut dead = Vec::new();
         for (at, settlement) in copies {
             match self.parcel(&settlement).await {
                 Ok(parcel) => {
                     parcels.push(parcel);
                     ready.push((at, settlement));
                 }
-                Err(cause) => match self.not_copied(settlement, cause) {
-                    NotCopied::Answer(answer) => answers[at] = Some(answer),
-                    NotCopied::Nack(lease) => frames.push((at, lease, Frame::Nack(tag_of(lease)))),
-                },
+                Err(cause) => answers[at] = Some(self.not_copied(settlement, cause)),
             }
         }
         let targets: Vec<_> = parcels
@@ -67,43 +62,45 @@ impl Desk {
                 Ok(()) => {
                     let lease = settlement.delivery.receipt.lease();
                     frames.push((at, lease, Frame::Ack(tag_of(lease))));
+                    if matches!(settlement.verdict, Verdict::DeadLetter(_)) {
+                        dead.push(at);
+                    }
                 }
                 Err(cause) => {
                     let cause = self.unpublished(&settlement, &target, cause).await;
-                    answers[at] = Some(Err(kept(settlement, cause)));
+                    answers[at] = Some(self.not_copied(settlement, cause));
                 }
             }
         }
         self.carry(&frames, answers).await;
+        // A dead letter is in its queue, even if the channel broke before the acknowledgement. What
+        // comes back then is a repeat, which the store absorbs if it is told of the dead letter.
+        for at in dead {
+            answers[at] = Some(Ok(()));
+        }
     }
 
-    /// What becomes of a delivery for which there is no delay queue. If there will be none, as the
-    /// user must not declare it, say, the delivery waits here for as long as it has to: left alone it
-    /// would stay unsettled for ever, and in the end nothing would be received any more.
-    fn not_copied(self: &Arc<Self>, settlement: Settlement, cause: BrokerError) -> NotCopied {
-        let lease = settlement.delivery.receipt.lease();
-        let used = settlement.delivery.attempts_used.saturating_add(1);
-        let (after, frame) = match settlement.verdict {
-            Verdict::Release { after } => (after, Frame::Nack(tag_of(lease))),
+    /// What becomes of a delivery that could not be copied. If it never will be, as the user may not
+    /// declare delay queues or publish to them, say, it waits here: left alone it would stay unsettled
+    /// for ever, and in the end nothing would be received any more.
+    fn not_copied(self: &Arc<Self>, settlement: Settlement, cause: BrokerError) -> Answer {
+        let Settlement { delivery, verdict } = &settlement;
+        let tag = tag_of(delivery.receipt.lease());
+        let (after, frame) = match verdict {
+            // A rejection is what RabbitMQ counts: an attempt that was used is not forgotten.
             Verdict::Retry {
                 after,
                 attempts_used,
-            } if attempts_used == used => (after, Frame::Reject(tag_of(lease))),
-            _ => return NotCopied::Answer(Err(kept(settlement, cause))),
+            } if *attempts_used > delivery.attempts_used => (*after, Frame::Reject(tag)),
+            Verdict::Release { after } | Verdict::Retry { after, .. } => (*after, Frame::Nack(tag)),
+            Verdict::Complete | Verdict::DeadLetter(_) => return Err(kept(settlement, cause)),
         };
         if cause.is_transient() || self.closing.is_cancelled() {
-            return NotCopied::Answer(Err(kept(settlement, cause)));
+            return Err(kept(settlement, cause));
         }
         tracing::error!(error = %cause, "a message cannot wait in a delay queue; it waits unsettled in this process");
-        match self.hold(settlement, after, frame) {
-            None => NotCopied::Answer(Ok(())),
-            // No room: better too early than never.
-            Some(Settlement {
-                verdict: Verdict::Release { .. },
-                ..
-            }) => NotCopied::Nack(lease),
-            Some(settlement) => NotCopied::Answer(Err(kept(settlement, cause))),
-        }
+        self.wait_here(settlement, after.min(LONGEST_STAY), frame, None);
+        Ok(())
     }
 
     async fn parcel(&self, settlement: &Settlement) -> Result<Parcel, BrokerError> {

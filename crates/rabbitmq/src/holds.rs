@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop_core::{Settlement, Verdict};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::desk::Desk;
@@ -26,6 +27,18 @@ impl Desk {
         let Ok(place) = Arc::clone(&self.holds).try_acquire_owned() else {
             return Some(settlement);
         };
+        self.wait_here(settlement, after, frame, Some(place));
+        None
+    }
+
+    /// Waits here, room or not; the prefetch limit bounds how many can.
+    pub(crate) fn wait_here(
+        self: &Arc<Self>,
+        settlement: Settlement,
+        after: Duration,
+        frame: Frame,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
         let desk = Arc::clone(self);
         let until = Instant::now() + after;
         self.waiting.spawn(async move {
@@ -44,7 +57,6 @@ impl Desk {
                 }
             }
         });
-        None
     }
 
     /// Sends on its way all that waits here, and takes nothing more to wait.

@@ -231,7 +231,8 @@ pub trait Subscription: Send + Sync + 'static {
     async fn receive(&self, max: NonZeroUsize) -> Result<Vec<Delivery>, BrokerError>;
 
     /// Carries out verdicts; each answer says that the broker knows. Answers stand at the positions
-    /// of their settlements.
+    /// of their settlements. A dead letter is carried out once the dead-letter queue has it: if the lease
+    /// is lost behind that, the message comes back, as a repeat.
     ///
     /// # Cancel safety
     ///
