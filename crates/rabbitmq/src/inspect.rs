@@ -1,20 +1,14 @@
 //! What is unsafe about a queue.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backstop_core::{BrokerError, BrokerErrorKind, Finding, Severity, SubscribeOptions};
-use lapin::options::QueueDeclareOptions;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
 
+use crate::arguments::{Arguments, arguments_of};
 use crate::config::RabbitMqConfig;
 use crate::connection::{Link, Live};
-use crate::error::{failed, refusal};
-use crate::headers;
-use crate::topology::{Hashing, NO_PLUGIN, close, depth, exists, hashing, source_arguments};
+use crate::topology::{Hashing, NO_PLUGIN, dead_letter_arguments, depth, exists, source_arguments};
 use crate::version::ServerVersion;
-/// Arguments of a queue, by name.
-type Arguments = BTreeMap<String, String>;
 
 /// What is unsafe about the queue for a consumer.
 pub(crate) async fn findings(
@@ -28,12 +22,23 @@ pub(crate) async fn findings(
     for queue in &sources {
         depth(&live, queue).await?;
     }
-    if !exists(&live, &config.dead_letter_queue).await? {
+    if exists(&live, &config.dead_letter_queue).await? {
+        let (queue, usual) = (
+            &config.dead_letter_queue,
+            dead_letter_arguments(live.version),
+        );
+        match arguments_of(&live, queue, usual).await {
+            Ok(arguments) => judge_dead_letters(&mut findings, queue, &arguments, live.version),
+            // What is said about the source below is enough.
+            Err(error) if error.kind() == BrokerErrorKind::AccessDenied => {}
+            Err(error) => return Err(error),
+        }
+    } else {
         findings.push(no_dead_letter_queue(config, live.version));
     }
     // Partitions are declared alike; the first stands for all.
     if let Some(queue) = sources.first() {
-        match arguments_of(&live, queue, config).await {
+        match arguments_of(&live, queue, source_arguments(config)).await {
             Ok(arguments) => judge(&mut findings, queue, &arguments, options, &live, config),
             // Who may only read and write is not to be kept from consuming.
             Err(error) if error.kind() == BrokerErrorKind::AccessDenied => {
@@ -42,7 +47,7 @@ pub(crate) async fn findings(
             Err(error) => return Err(error),
         }
     }
-    if config.partitions.is_some() && hashing(config, &live).await? == Hashing::Publisher {
+    if config.partitions.is_some() && live.hashing(config).await? == Hashing::Publisher {
         let fix = "enable the plugin and declare again, or publish by backstop only";
         findings.push(finding(
             Severity::Warning,
@@ -146,6 +151,59 @@ fn judge_limit(
     }
 }
 
+/// Nothing may take a dead letter away but a person.
+fn judge_dead_letters(
+    findings: &mut Vec<Finding>,
+    queue: &str,
+    arguments: &Arguments,
+    version: ServerVersion,
+) {
+    /// Nobody looks at a message as often as that.
+    const PLENTY: i64 = 1_000_000;
+    let mut warn = |setting: &str, problem: &str, fix: &str| {
+        let problem = format!("the dead-letter queue {queue:?} {problem}");
+        findings.push(finding(Severity::Warning, setting, &problem, fix));
+    };
+    let argument = |name: &str| arguments.get(name).map(String::as_str);
+    let kind = argument("x-queue-type").unwrap_or("classic");
+    if kind != "quorum" {
+        let problem = format!("is of type {kind}, not replicated as its source is");
+        warn(
+            "x-queue-type",
+            &problem,
+            "declare it anew with x-queue-type=quorum",
+        );
+        return;
+    }
+    let limit = argument("x-delivery-limit").and_then(|text| text.parse::<i64>().ok());
+    let limit = limit.or(version.default_delivery_limit().map(i64::from));
+    if let Some(limit) = limit.filter(|limit| (0..PLENTY).contains(limit)) {
+        let problem = format!("drops a message that was looked at or given back {limit} times");
+        let none = version.no_delivery_limit();
+        let fix = format!("declare it anew, or set a policy, with x-delivery-limit={none}");
+        warn("x-delivery-limit", &problem, &fix);
+    }
+    for (setting, problem) in [
+        ("x-message-ttl", "drops messages by age"),
+        (
+            "x-expires",
+            "vanishes with its messages when nobody uses it",
+        ),
+        ("x-max-length", "drops its oldest messages when it is full"),
+        (
+            "x-max-length-bytes",
+            "drops its oldest messages when it is full",
+        ),
+    ] {
+        let is_kept =
+            setting.starts_with("x-max") && argument("x-overflow") == Some("reject-publish");
+        if argument(setting).is_some() && !is_kept {
+            let fix = format!("declare it anew without {setting}");
+            warn(setting, problem, &fix);
+        }
+    }
+}
+
 fn no_dead_letter_queue(config: &RabbitMqConfig, version: ServerVersion) -> Finding {
     let problem = format!(
         "there is no dead-letter queue {:?}: poison would have no exit",
@@ -201,126 +259,5 @@ fn finding(severity: Severity, setting: &str, problem: &str, fix: &str) -> Findi
         setting: setting.to_owned(),
         problem: problem.to_owned(),
         fix: fix.to_owned(),
-    }
-}
-
-/// The arguments that a queue was declared with.
-///
-/// AMQP has no question for that, but a declaration that differs is refused with the name and the
-/// value of one argument: so they are learned one after the other, beginning with what backstop itself
-/// declares. Each refusal leaves a line in the server's log.
-async fn arguments_of(
-    live: &Live,
-    queue: &str,
-    config: &RabbitMqConfig,
-) -> Result<Arguments, BrokerError> {
-    /// More than RabbitMQ knows.
-    const ROUNDS: usize = 32;
-    let mut arguments = source_arguments(config).inner().clone();
-    for _ in 0..ROUNDS {
-        let channel = live.channel().await?;
-        let table = FieldTable::from(arguments.clone());
-        let options = QueueDeclareOptions::durable();
-        let declared = channel.queue_declare(queue.into(), options, table).await;
-        let Err(error) = declared else {
-            close(channel).await;
-            break;
-        };
-        let told = refusal(&error).filter(|(precondition, _)| *precondition);
-        let Some(learned) = told.and_then(|(_, text)| learn(&text)) else {
-            let text = format!("the queue {queue:?} cannot be looked at");
-            return Err(failed(&text, error));
-        };
-        match learned.value {
-            Some((value, kind)) => {
-                arguments.insert(learned.name.as_str().into(), native(&value, &kind));
-            }
-            None => drop(arguments.remove(learned.name.as_str())),
-        }
-        // A queue of another type is refused for that alone: what else it has does not matter.
-        if learned.name == "x-queue-type" {
-            break;
-        }
-    }
-    let text = |(name, value): (&ShortString, &AMQPValue)| {
-        (name.as_str().to_owned(), headers::text_of(value))
-    };
-    Ok(arguments.iter().map(text).collect())
-}
-
-struct Learned {
-    name: String,
-    /// The value and its type's name; `None` if the queue has no such argument.
-    value: Option<(String, String)>,
-}
-
-/// Reads a refusal such as `inequivalent arg 'x' for queue 'q' in vhost '/': received none but current
-/// is the value '7' of type 'signedint'`; the end may also be `current is 'classic'` or `current is none`.
-fn learn(text: &str) -> Option<Learned> {
-    let name = text
-        .split("inequivalent arg '")
-        .nth(1)?
-        .split('\'')
-        .next()?
-        .to_owned();
-    let current = text.split("but current is ").nth(1)?;
-    if current.trim_start().starts_with("none") {
-        return Some(Learned { name, value: None });
-    }
-    let mut quoted = current.split('\'');
-    let value = quoted.nth(1)?.to_owned();
-    let kind = quoted.nth(1).unwrap_or("longstr").to_owned();
-    Some(Learned {
-        name,
-        value: Some((value, kind)),
-    })
-}
-
-fn native(value: &str, kind: &str) -> AMQPValue {
-    let number = value.parse::<i64>();
-    match (kind, value, number) {
-        ("bool", "true", _) => AMQPValue::Boolean(true),
-        ("bool", _, _) => AMQPValue::Boolean(false),
-        ("longstr", _, _) | (_, _, Err(_)) => AMQPValue::LongString(value.into()),
-        (_, _, Ok(number)) => AMQPValue::LongLongInt(number),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_declaration_tells_an_argument() {
-        let prefix = "PRECONDITION_FAILED - inequivalent arg";
-        for (text, name, value) in [
-            (
-                "'x-delivery-limit' for queue 'f3' in vhost '/': received none but current is the value '7' of type 'signedint'",
-                "x-delivery-limit",
-                Some(("7", "signedint")),
-            ),
-            (
-                "'x-dead-letter-exchange' for queue 'q' in vhost '/': received none but current is the value '' of type 'longstr'",
-                "x-dead-letter-exchange",
-                Some(("", "longstr")),
-            ),
-            (
-                "'x-queue-type' for queue 'f4' in vhost '/': received 'quorum' but current is 'classic'",
-                "x-queue-type",
-                Some(("classic", "longstr")),
-            ),
-            (
-                "'x-queue-type' for queue 'f4' in vhost '/': received the value 'quorum' of type 'longstr' but current is none",
-                "x-queue-type",
-                None,
-            ),
-        ] {
-            let learned = learn(&format!("{prefix} {text}")).unwrap();
-            assert_eq!(learned.name, name);
-            let value =
-                value.map(|(value, kind): (&str, &str)| (value.to_owned(), kind.to_owned()));
-            assert_eq!(learned.value, value, "{text}");
-        }
-        assert!(learn("NOT_FOUND - no queue 'q' in vhost '/'").is_none());
     }
 }

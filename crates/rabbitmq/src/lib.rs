@@ -49,6 +49,11 @@
 //!   was sent ahead). The idempotency store counts exactly. Without one, the attempts of a message
 //!   whose process dies are bounded by `x-delivery-limit` alone.
 //! - A delayed message has no place in the order of its key: an ordered queue refuses it.
+//! - The server's version, and whether it has the consistent-hash exchange, are looked at with every
+//!   connection. Publishers that find a key's partition by themselves go on with that until they reconnect:
+//!   declare the exchange while nobody publishes, or the messages of a key are in two partitions.
+//! - Without the right to declare delay queues, or to publish to them, a retry waits unsettled in the
+//!   process, for at most 10 minutes; as many as the consumer buffers, and then nothing more is received.
 //! - Before 4.0 all partitions are with the consumer that came first, until it goes.
 //! - Copies lose `expiration`, `user_id` and the headers `CC` and `BCC`, which would end their wait,
 //!   be refused, or route them elsewhere.
@@ -57,6 +62,7 @@
 //! `error` where bodies must not be logged.
 
 mod acks;
+mod arguments;
 mod broker;
 mod config;
 mod connection;

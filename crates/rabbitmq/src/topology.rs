@@ -57,7 +57,7 @@ pub(crate) fn source_arguments(config: &RabbitMqConfig) -> FieldTable {
 
 /// No delivery limit that is ever reached: looking at a message counts, and from 4.0 on the default
 /// is 20.
-fn dead_letter_arguments(version: ServerVersion) -> FieldTable {
+pub(crate) fn dead_letter_arguments(version: ServerVersion) -> FieldTable {
     let mut arguments = FieldTable::default();
     set(&mut arguments, "x-queue-type", "quorum");
     let limit = version.no_delivery_limit();
