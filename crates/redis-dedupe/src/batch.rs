@@ -9,12 +9,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::address::Address;
 use crate::config::{Deployment, ReplicaWait};
-use crate::connection::Connection;
+use crate::connection::{Connection, no_error};
 use crate::error::{Fault, Remedy};
 use crate::scripts::Scripts;
 use crate::servers::{Redirect, Route, Servers};
 
-/// A command on one key.
+/// A command on the keys of one slot.
 pub(crate) struct Call {
     pub(crate) slot: u16,
     pub(crate) command: Cmd,
@@ -29,22 +29,26 @@ struct Pending {
 }
 
 enum Outcome {
-    Answer(Value),
+    Answered(Vec<Answer>),
     Failed(Fault),
     /// `MOVED`: the slot is elsewhere from now on.
     Moved(Redirect),
-    /// `ASK`: this key is elsewhere already.
+    /// `ASK`: these keys are elsewhere already.
     Ask(Address),
 }
 
-type Answer = Result<Value, Fault>;
+/// What a server says of one key of a call. A failure here is none that asking again would mend.
+pub(crate) type Answer = Result<Value, Fault>;
+
+/// The answers for the keys of a call, or why there are none.
+pub(crate) type Answers = Result<Vec<Answer>, Fault>;
 
 impl Servers {
     /// Answers every call at its position, within the response timeout. All that can be repeated is,
     /// which every call of the store can.
-    pub(crate) async fn ask(&self, calls: Vec<Call>) -> Vec<Answer> {
+    pub(crate) async fn ask(&self, calls: Vec<Call>) -> Vec<Answers> {
         let until = Instant::now() + self.dialer.config.response_timeout;
-        let mut answers: Vec<Option<Answer>> = calls.iter().map(|_| None).collect();
+        let mut answers: Vec<Option<Answers>> = calls.iter().map(|_| None).collect();
         let mut pending: Vec<_> = calls
             .into_iter()
             .enumerate()
@@ -67,7 +71,7 @@ impl Servers {
                 call.ask_at = None;
                 let place = &mut answers[call.at];
                 match outcome {
-                    Outcome::Answer(value) => *place = Some(Ok(value)),
+                    Outcome::Answered(answers) => *place = Some(Ok(answers)),
                     Outcome::Failed(fault) if is_late(&fault) => *place = Some(Err(fault)),
                     Outcome::Failed(fault) => {
                         *place = Some(Err(fault));
@@ -175,14 +179,14 @@ impl Servers {
             && let Err(fault) = judge_wait(&connection, wait, answers.next())
         {
             for outcome in &mut outcomes {
-                if matches!(outcome, Outcome::Answer(_)) {
+                if matches!(outcome, Outcome::Answered(_)) {
                     *outcome = Outcome::Failed(fault.clone());
                 }
             }
         }
         if !outcomes
             .iter()
-            .all(|outcome| matches!(outcome, Outcome::Answer(_)))
+            .all(|outcome| matches!(outcome, Outcome::Answered(_)))
         {
             unpack(&commands, skipped, &mut calls);
         }
@@ -229,11 +233,17 @@ impl Servers {
     }
 
     fn judge(&self, connection: &Connection, answer: Value) -> Outcome {
-        let Value::ServerError(error) = answer else {
-            return Outcome::Answer(answer);
-        };
         let address = &connection.address;
-        if !matches!(error.code(), "MOVED" | "ASK") {
+        let error = match answer {
+            Value::ServerError(error) => error,
+            Value::Array(answers) => {
+                let answers = answers.into_iter();
+                return Outcome::Answered(answers.map(|one| no_error(address, one)).collect());
+            }
+            answer => return Outcome::Answered(vec![Ok(answer)]),
+        };
+        // Slots matter in a Cluster alone, where the keys of a call are of one.
+        if !matches!(error.code(), "MOVED" | "ASK" | "CROSSSLOT") {
             return Outcome::Failed(Fault::refused(address, &error));
         }
         if self.dialer.config.deployment != Deployment::Cluster {

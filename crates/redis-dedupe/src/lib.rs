@@ -6,9 +6,10 @@
 //!
 //! # How it works
 //!
-//! Each record is one key, and each operation one Lua script on it, so it is atomic, and fit for a
-//! Cluster. The scripts judge leases by the server's clock. A batch is one pipeline for each server,
-//! and batches do not wait for each other. An answer that was lost is asked for again within
+//! Each record is one key, and each operation one Lua script, so it is atomic. A call of a script carries
+//! up to 64 keys, each with an answer of its own; in a Cluster it carries one, since the keys of a call
+//! would have to be of one slot. The scripts judge leases by the server's clock. A batch is one pipeline
+//! for each server, and batches do not wait for each other. An answer that was lost is asked for again within
 //! [`response_timeout`](RedisStoreConfig::response_timeout), and by the consumer after that: the
 //! scripts give the same owner, fence and nonce the same answer. A connection that breaks or falls
 //! silent is replaced, with backoff and jitter, for as long as the store lives.
@@ -54,7 +55,7 @@
 //!
 //! ```text
 //! ACL SETUSER app on >… resetkeys ~backstop:* nocommands
-//!     +evalsha +script|load +time +get +set +pexpire +del      always
+//!     +evalsha +script|load +time +mget +set +pexpire +del     always
 //!     +select                                                   for a database but 0
 //!     +info                                                     for RedisStore::inspect
 //!     +wait                                                     to wait for replicas
@@ -72,6 +73,7 @@ mod connection;
 mod error;
 mod inspect;
 mod link;
+mod operation;
 mod record;
 mod scripts;
 mod sentinel;

@@ -43,8 +43,11 @@ pub(crate) fn claimed(request: &ClaimRequest) -> Vec<u8> {
 }
 
 /// The bytes in a record by which its holder is known.
-pub(crate) fn holder(ticket: &Ticket) -> Vec<u8> {
-    [&fence(ticket.fence)[..], &owner(&ticket.owner)[..]].concat()
+pub(crate) fn holder(ticket: &Ticket) -> [u8; 13] {
+    let mut holder = [0; 13];
+    holder[..5].copy_from_slice(&fence(ticket.fence));
+    holder[5..].copy_from_slice(&owner(&ticket.owner));
+    holder
 }
 
 /// Five bytes: a thousand thousand millions of claims of one key. A higher one was never given, and
@@ -78,7 +81,7 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(millis).unwrap_or(u64::MAX)
 }
 
-/// Reads what `scripts/claim.lua` answers.
+/// Reads what `scripts/claim.lua` answers for a key.
 pub(crate) fn read_claim(request: &ClaimRequest, answer: &Value) -> Option<Claim> {
     let parts = match answer {
         Value::Int(1) => {
@@ -105,7 +108,7 @@ pub(crate) fn read_claim(request: &ClaimRequest, answer: &Value) -> Option<Claim
     }
 }
 
-/// Reads what `scripts/renew.lua` and `scripts/end.lua` answer.
+/// Reads what `scripts/renew.lua` and `scripts/end.lua` answer for a key.
 pub(crate) fn read_ownership(answer: &Value) -> Option<Ownership> {
     match answer {
         Value::Int(1) => Some(Ownership::Held),

@@ -2,7 +2,9 @@
 
 use redis::{Cmd, Pipeline, Script};
 
-/// The scripts that carry the protocol; each works on the one key that it is given.
+use crate::operation::Operation;
+
+/// The scripts that carry the protocol; each does one thing to every key that it is given.
 pub(crate) struct Scripts {
     pub(crate) claim: Code,
     pub(crate) renew: Code,
@@ -21,10 +23,21 @@ impl Code {
         Self { text, digest }
     }
 
-    /// The begin of a command that runs the script on a key; its arguments follow.
-    pub(crate) fn on(&self, key: &[u8]) -> Cmd {
-        let mut command = Cmd::with_capacity(12, 256);
-        command.arg("EVALSHA").arg(&self.digest).arg(1).arg(key);
+    /// The command that runs the script on the keys of operations. They can be in one call, and there
+    /// is at least one.
+    pub(crate) fn on<O: Operation>(&self, operations: &[O], keys: &[Vec<u8>]) -> Cmd {
+        let arguments = 2 * operations.len() + 5;
+        let mut command = Cmd::with_capacity(arguments, 64 + 96 * operations.len());
+        command.arg("EVALSHA").arg(&self.digest).arg(keys.len());
+        for key in keys {
+            command.arg(key);
+        }
+        if let Some(first) = operations.first() {
+            first.add_common(&mut command);
+        }
+        for operation in operations {
+            command.arg(operation.own_argument().as_ref());
+        }
         command
     }
 }

@@ -74,6 +74,16 @@ impl Servers {
         Self { dialer, kind }
     }
 
+    /// How many keys a call may have. One script holds up everybody else on its server: 64 keys take
+    /// it a quarter of a millisecond. The keys of a call on a Cluster would have to be of one slot, of
+    /// which there are too many for that.
+    pub(crate) fn keys_in_a_call(&self) -> usize {
+        match self.kind {
+            Kind::One(_) => 64,
+            Kind::Cluster(_) => 1,
+        }
+    }
+
     /// The slot of a key, where there are slots.
     pub(crate) fn slot(&self, key: &[u8]) -> u16 {
         match self.kind {

@@ -1,4 +1,4 @@
-//! The store: requests into commands, answers into claims.
+//! The store: operations into calls, answers into claims.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,15 +9,17 @@ use backstop_core::{
     Claim, ClaimRequest, ConfigError, Finding, IdempotencyKey, IdempotencyStore, Ownership,
     ReleaseKind, StoreError, StoreHandle, Survival, Ticket,
 };
-use redis::{Cmd, Value};
+use redis::Value;
 use tokio::time::Instant;
 
-use crate::batch::Call;
+use crate::batch::{Answer, Answers, Call};
 use crate::config::RedisStoreConfig;
 use crate::connection::Dialer;
 use crate::error::Fault;
 use crate::inspect;
+use crate::operation::{Cause, Ending, Operation, Renewal};
 use crate::record;
+use crate::scripts::Code;
 use crate::servers::Servers;
 
 /// An idempotency store on Redis, for all processes of a consumer.
@@ -87,39 +89,54 @@ impl RedisStore {
         Ok(inspect::inspect(&self.servers).await?)
     }
 
-    /// Asks for one answer to each request.
-    async fn run<Q: Sync, A>(
+    /// Carries out operations, many in a call; answers each at its position.
+    async fn run<O: Operation>(
         &self,
-        requests: &[Q],
-        key: impl Fn(&Q) -> &IdempotencyKey,
-        command: impl Fn(&Q, &[u8]) -> Cmd,
-        read: impl Fn(&Q, &Value) -> Option<A>,
-    ) -> Vec<Result<A, StoreError>> {
-        let prefix = &self.servers.dialer.config.prefix;
-        let calls = requests.iter().map(|request| {
-            let key = record::name(prefix, key(request));
+        script: &Code,
+        operations: &[O],
+    ) -> Vec<Result<O::Answer, StoreError>> {
+        let most = self.servers.keys_in_a_call();
+        let alike = operations.chunk_by(O::joins);
+        let groups: Vec<_> = alike.flat_map(|alike| alike.chunks(most)).collect();
+        let calls = groups.iter().map(|group| {
+            let keys: Vec<_> = group.iter().map(|one| self.name(one.key())).collect();
             Call {
-                slot: self.servers.slot(&key),
-                command: command(request, &key),
+                slot: keys.first().map_or(0, |key| self.servers.slot(key)),
+                command: script.on(group, &keys),
             }
         });
         let answers = self.servers.ask(calls.collect()).await;
-        let read = |(answer, request): (Result<Value, Fault>, &Q)| {
-            answer
-                .and_then(|value| read(request, &value).ok_or_else(Fault::senseless))
-                .map_err(StoreError::from)
-        };
-        answers.into_iter().zip(requests).map(read).collect()
+        let answered = groups.into_iter().zip(answers);
+        answered
+            .flat_map(|(group, answers)| read_all(group, answers, O::read))
+            .collect()
     }
 
-    fn end(&self, ticket: &Ticket, key: &[u8], state: &str, retention: Duration) -> Cmd {
-        let mut command = self.servers.dialer.scripts.end.on(key);
-        command
-            .arg(record::holder(ticket))
-            .arg(state)
-            .arg(record::millis(retention));
-        command
+    fn name(&self, key: &IdempotencyKey) -> Vec<u8> {
+        record::name(&self.servers.dialer.config.prefix, key)
     }
+}
+
+/// Reads the answers of one call: one for each of its operations.
+fn read_all<O, A>(
+    operations: &[O],
+    answers: Answers,
+    read: impl Fn(&O, &Value) -> Option<A>,
+) -> Vec<Result<A, StoreError>> {
+    let answers = answers.and_then(|answers| {
+        let is_whole = answers.len() == operations.len();
+        is_whole.then_some(answers).ok_or_else(Fault::senseless)
+    });
+    let answers = match answers {
+        Ok(answers) => answers,
+        Err(fault) => vec![Err(fault); operations.len()],
+    };
+    let pairs = operations.iter().zip(answers);
+    let read = |(operation, answer): (&O, Answer)| {
+        let answer = answer?;
+        Ok(read(operation, &answer).ok_or_else(Fault::senseless)?)
+    };
+    pairs.map(read).collect()
 }
 
 #[async_trait]
@@ -129,22 +146,7 @@ impl IdempotencyStore for RedisStore {
     }
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {
-        let script = &self.servers.dialer.scripts.claim;
-        let command = |request: &ClaimRequest, key: &[u8]| {
-            let mut command = script.on(key);
-            command
-                .arg(record::claimed(request))
-                .arg(record::millis(request.lease))
-                .arg(record::millis(request.retention.max(request.lease)));
-            command
-        };
-        self.run(
-            requests,
-            |request| &request.key,
-            command,
-            record::read_claim,
-        )
-        .await
+        self.run(&self.servers.dialer.scripts.claim, requests).await
     }
 
     async fn renew(
@@ -152,21 +154,10 @@ impl IdempotencyStore for RedisStore {
         tickets: &[Ticket],
         lease: Duration,
     ) -> Vec<Result<Ownership, StoreError>> {
-        let script = &self.servers.dialer.scripts.renew;
-        let command = |ticket: &Ticket, key: &[u8]| {
-            let mut command = script.on(key);
-            command
-                .arg(record::holder(ticket))
-                .arg(record::millis(lease));
-            command
-        };
-        self.run(
-            tickets,
-            |ticket| &ticket.key,
-            command,
-            |_, answer| record::read_ownership(answer),
-        )
-        .await
+        let renewals = tickets.iter().map(|ticket| Renewal { ticket, lease });
+        let renewals: Vec<_> = renewals.collect();
+        self.run(&self.servers.dialer.scripts.renew, &renewals)
+            .await
     }
 
     async fn complete(
@@ -174,14 +165,13 @@ impl IdempotencyStore for RedisStore {
         tickets: &[Ticket],
         retention: Duration,
     ) -> Vec<Result<Ownership, StoreError>> {
-        let command = |ticket: &Ticket, key: &[u8]| self.end(ticket, key, "C", retention);
-        self.run(
-            tickets,
-            |ticket| &ticket.key,
-            command,
-            |_, answer| record::read_ownership(answer),
-        )
-        .await
+        let endings = tickets.iter().map(|ticket| Ending {
+            ticket,
+            cause: Cause::Completed,
+            retention,
+        });
+        let endings: Vec<_> = endings.collect();
+        self.run(&self.servers.dialer.scripts.end, &endings).await
     }
 
     async fn release(
@@ -189,31 +179,31 @@ impl IdempotencyStore for RedisStore {
         tickets: &[(Ticket, ReleaseKind)],
         retention: Duration,
     ) -> Vec<Result<Ownership, StoreError>> {
-        let command = |(ticket, kind): &(Ticket, ReleaseKind), key: &[u8]| {
-            let state = match kind {
-                ReleaseKind::Failed => "F",
-                ReleaseKind::Unused => "U",
-                ReleaseKind::DeadLettered => "D",
-            };
-            self.end(ticket, key, state, retention)
-        };
-        self.run(
-            tickets,
-            |(ticket, _)| &ticket.key,
-            command,
-            |_, answer| record::read_ownership(answer),
-        )
-        .await
+        let endings = tickets.iter().map(|(ticket, kind)| Ending {
+            ticket,
+            cause: Cause::Released(*kind),
+            retention,
+        });
+        let endings: Vec<_> = endings.collect();
+        self.run(&self.servers.dialer.scripts.end, &endings).await
     }
 
     async fn forget(&self, keys: &[IdempotencyKey]) -> Vec<Result<(), StoreError>> {
-        let command = |_: &IdempotencyKey, key: &[u8]| {
+        let calls = keys.iter().map(|key| {
+            let key = self.name(key);
             let mut command = redis::cmd("DEL");
-            command.arg(key);
-            command
-        };
-        let read = |_: &IdempotencyKey, value: &Value| matches!(value, Value::Int(_)).then_some(());
-        self.run(keys, |key| key, command, read).await
+            command.arg(&key);
+            Call {
+                slot: self.servers.slot(&key),
+                command,
+            }
+        });
+        let answers = self.servers.ask(calls.collect()).await;
+        let is_number = |_: &_, answer: &Value| matches!(answer, Value::Int(_)).then_some(());
+        let keys = keys.iter().map(std::slice::from_ref);
+        keys.zip(answers)
+            .flat_map(|(key, answers)| read_all(key, answers, is_number))
+            .collect()
     }
 }
 

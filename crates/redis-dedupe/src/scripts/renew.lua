@@ -1,18 +1,25 @@
 #!lua flags=allow-oom
--- Makes a claim last. The record is described in claim.lua. It needs no new memory, and so is not
+-- Makes claims last. The record is described in claim.lua. It needs no new memory, and so is not
 -- refused by a server that is full.
 --
--- KEYS[1] the record's key
--- ARGV    fence and owner, as they stand in the record; lease (ms)
--- Answers 1 held, 0 fenced.
-local key, lease = KEYS[1], ARGV[2]
-
-local record = redis.call('GET', key)
-if not record or string.len(record) ~= 44 or string.sub(record, 1, 14) ~= 'P' .. ARGV[1] then
-    return 0
-end
+-- KEYS    the records' keys
+-- ARGV    lease (ms); then, for each key, fence and owner, as they stand in the record
+-- Answers for each key: 1 held, 0 fenced.
+local lease = ARGV[1]
 local time = redis.call('TIME')
-local deadline = time[1] * 1000 + math.floor(time[2] / 1000) + lease
-redis.call('SET', key, string.sub(record, 1, 38) .. struct.pack('>I6', deadline), 'KEEPTTL')
-redis.call('PEXPIRE', key, lease, 'GT')
-return 1
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local deadline = struct.pack('>I6', now + lease)
+local records = redis.call('MGET', unpack(KEYS))
+
+local answers = {}
+for i, key in ipairs(KEYS) do
+    local record = records[i]
+    if record and string.len(record) == 44 and string.sub(record, 1, 14) == 'P' .. ARGV[i + 1] then
+        redis.call('SET', key, string.sub(record, 1, 38) .. deadline, 'KEEPTTL')
+        redis.call('PEXPIRE', key, lease, 'GT')
+        answers[i] = 1
+    else
+        answers[i] = 0
+    end
+end
+return answers

@@ -91,7 +91,7 @@ async fn a_login_that_becomes_right_is_taken_without_a_restart() {
 }
 
 /// What the documentation lists, for each way to run Redis.
-const ALWAYS: &str = "+evalsha +script|load +time +get +set +pexpire +del +select +info +wait";
+const ALWAYS: &str = "+evalsha +script|load +time +mget +set +pexpire +del +select +info +wait";
 const IN_A_CLUSTER: &str = "+cluster|slots +asking";
 const UNDER_SENTINEL: &str = "+role";
 

@@ -9,20 +9,9 @@ use backstop_core::{
 use redis::Value;
 
 use crate::setup::{
-    LONG, One as _, chain, command, config, fresh_key, request, run, say, shared_store, ticket,
+    LONG, One as _, chain, command, config, fresh_key, number, record, request, run, say,
+    shared_store, ticket,
 };
-
-fn record(key: &IdempotencyKey) -> String {
-    format!("backstop:{}:{}", key.namespace(), key.key())
-}
-
-async fn number(url: &str, words: &[&str]) -> i64 {
-    let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
-    match command(url, &words).await {
-        Value::Int(number) => number,
-        answer => panic!("{words:?} gives {answer:?}"),
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_expires_with_its_retention_and_after_its_lease() {

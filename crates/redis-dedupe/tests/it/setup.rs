@@ -140,3 +140,17 @@ pub(crate) async fn say(url: &str, line: &str) -> redis::Value {
     let words: Vec<_> = line.split(' ').map(str::as_bytes).collect();
     command(url, &words).await
 }
+
+/// The name of a key's record.
+pub(crate) fn record(key: &IdempotencyKey) -> String {
+    format!("backstop:{}:{}", key.namespace(), key.key())
+}
+
+/// The number that a command answers.
+pub(crate) async fn number(url: &str, words: &[&str]) -> i64 {
+    let words: Vec<_> = words.iter().map(|word| word.as_bytes()).collect();
+    match command(url, &words).await {
+        redis::Value::Int(number) => number,
+        answer => panic!("{words:?} gives {answer:?}"),
+    }
+}
