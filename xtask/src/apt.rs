@@ -57,7 +57,8 @@ impl Apt {
     /// Writes a folder that is laid over an image's `/etc/apt`.
     pub(crate) fn write_configuration(&self, folder: &Path) -> Result<()> {
         // The Release file of a suite in development may be past its date.
-        let mut settings = "Acquire::Check-Valid-Until \"false\";\n".to_owned();
+        let mut settings =
+            "Acquire::Check-Valid-Until \"false\";\nAcquire::Retries \"5\";\n".to_owned();
         fs::create_dir_all(folder.join("apt.conf.d"))?;
         if self.mirror().is_some_and(|url| url.starts_with("https:")) {
             // A mirror may sit behind a private CA that only this machine knows.

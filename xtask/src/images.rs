@@ -246,11 +246,18 @@ fn install_debootstrap() -> Result<()> {
     if shell::output("debootstrap", &["--version"]).is_some() {
         return Ok(());
     }
-    shell::run(Command::new("apt-get").args(["--quiet", "update"]))
-        .and_then(|()| {
-            let install = ["--quiet", "--yes", "install", "debootstrap"];
-            shell::run(Command::new("apt-get").args(install))
-        })
+    let apt_get = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(["--quiet", "--yes", "-o", "Acquire::Retries=5"]);
+        command.args(["-o", "DPkg::Lock::Timeout=300"]);
+        shell::run(
+            command
+                .args(arguments)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
+    };
+    apt_get(&["update"])
+        .and_then(|()| apt_get(&["install", "debootstrap"]))
         .context(
             "images are built by debootstrap, which is not installed and apt-get cannot install",
         )
