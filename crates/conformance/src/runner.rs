@@ -88,7 +88,7 @@ impl Selection {
 const BESIDE: usize = 8;
 
 /// How long a case may take before it counts as hanging.
-const LIMIT: Duration = Duration::from_mins(3);
+const LIMIT: Duration = Duration::from_mins(10);
 
 /// Runs cases, and never stops at a failure.
 pub(crate) async fn run<S: Clone + Send + 'static>(

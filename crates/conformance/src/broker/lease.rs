@@ -308,7 +308,9 @@ async fn renewal_stops_at_its_limit(stage: Stage) -> Result<()> {
 }
 
 async fn a_failed_renewal_shows(stage: Stage) -> Result<()> {
-    let scene = short_leased(&stage).await?;
+    // Long enough for the next renewal to come in time, once the failure of one has shown.
+    let lease = stage.short_lease() * 5;
+    let scene = stage.scene_with(QueueSpec::default().lease(lease)).await?;
     if scene.leases_are_timed() {
         let watch = Watch::default();
         let builder = scene.watched_consumer(&watch).await?;
@@ -321,7 +323,7 @@ async fn a_failed_renewal_shows(stage: Stage) -> Result<()> {
     let builder = scene
         .consumer_on(scene.queue.connect().await?)
         .store(store.handle())
-        .claim_lease(stage.short_lease());
+        .claim_lease(lease);
     let done = renewal_fails(&scene, builder, |_| (), || store.turn(Health::Well)).await;
     done.context("renewing a claim")
 }
@@ -349,7 +351,7 @@ async fn renewal_fails(
     let shows = |stats: &Stats| stats.renewal_errors > 0;
     running.until("a failed renewal shows", shows).await?;
     heal();
-    tokio::time::sleep(stage.short_lease()).await;
+    tokio::time::sleep(stage.short_lease() * 5).await;
     door.open();
     running
         .until("one completion", |stats| stats.completed == 1)

@@ -36,11 +36,11 @@
 //! All waits and leases are multiples of [`BrokerHarness::tick`]: 100 ms suits a server on a busy
 //! machine, 20 ms a broker in the process under tokio's paused time. A case fails at once when it
 //! sees what must not be, and after [`BrokerHarness::patience`] when it does not see what must be;
-//! it is stopped after 3 minutes. Eight cases run beside each other, and those that restart the
+//! it is stopped after 10 minutes. Eight cases run beside each other, and those that restart the
 //! broker alone, after the others. With a tick of 100 ms everything takes about a minute, and what
 //! the broker's restarts take: two of them.
 //!
-//! Where leases are timed, [`QueueSpec::lease`] is what a case wants of the queue: twenty ticks, or
+//! Where leases are timed, [`QueueSpec::lease`] is what a case wants of the queue: thirty ticks, or
 //! more than the case takes. Where a delivery is held by its connection it means nothing; the cases
 //! about leases cut the connection there, and use the claim's lease.
 

@@ -216,7 +216,7 @@ async fn slots_stay_free_while_a_thousand_messages_back_off(stage: Stage) -> Res
     const WAITING: usize = 1_000;
     let scene = stage.scene().await?;
     // A wait that outlasts the case.
-    let long = Duration::from_mins(5);
+    let long = Duration::from_mins(12);
     let builder = scene
         .consumer()
         .await?

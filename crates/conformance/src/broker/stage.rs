@@ -42,7 +42,7 @@ impl Stage {
 
     /// A lease that is short, and can be renewed in time on a busy machine.
     pub(crate) fn short_lease(&self) -> Duration {
-        self.ticks(20).max(Duration::from_millis(200))
+        self.ticks(30).max(Duration::from_millis(200))
     }
 
     pub(crate) async fn scene(&self) -> Result<Scene> {
@@ -158,7 +158,7 @@ impl Scene {
         let builder = Consumer::builder(broker)
             .backoff(backoff(self.ticks(1), self.ticks(4)))
             .breaker(calm_breaker())
-            .claim_lease(self.ticks(50).max(Duration::from_secs(5)))
+            .claim_lease(Duration::from_secs(30))
             .handler_timeout(Duration::from_mins(1))
             .shutdown_grace(Duration::from_secs(10));
         match self.spec.order {
@@ -373,7 +373,7 @@ pub(crate) async fn close(broker: &dyn Broker) {
 ///
 /// # Errors
 ///
-/// When the broker refuses, or nothing comes for 30 s.
+/// When the broker refuses, or nothing comes for 2 minutes.
 pub async fn receive_and_drop(broker: &BrokerHandle) -> Result<()> {
     let options = SubscribeOptions {
         consumer: "conformance".into(),
@@ -385,7 +385,7 @@ pub async fn receive_and_drop(broker: &BrokerHandle) -> Result<()> {
     };
     let subscription = broker.subscribe(&options).await?;
     let receiving = subscription.receive(NonZeroUsize::MIN);
-    let received = timeout(Duration::from_secs(30), receiving).await??;
+    let received = timeout(Duration::from_mins(2), receiving).await??;
     subscription.close().await;
     drop(received);
     Ok(())
