@@ -10,7 +10,7 @@ use backstop_core::{
 use integration::{Mode, Proxy};
 use parking_lot::Mutex;
 
-use crate::setup::{config, run};
+use crate::setup::{PATIENCE, config, run};
 
 const MESSAGES: u64 = 400;
 
@@ -57,7 +57,7 @@ async fn each_is_handled_once_while(url: &str, name: &str, fails: impl Future<Ou
     let watched = async {
         fails.await;
         let all = broker.wait_for(|counts| counts.completed == 2 * MESSAGES);
-        let all = tokio::time::timeout(Duration::from_mins(1), all).await;
+        let all = tokio::time::timeout(PATIENCE, all).await;
         assert!(all.is_ok(), "{:?}", broker.counts());
         shutdown.begin();
     };

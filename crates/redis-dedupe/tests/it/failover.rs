@@ -8,7 +8,7 @@ use backstop_core::{Claim, IdempotencyKey, IdempotencyStore as _, Ownership};
 use backstop_redis_dedupe::{RedisStore, RedisStoreConfig};
 
 use crate::setup::{
-    LONG, One as _, chain, config, fresh_key, insist, request, shared_cluster, ticket,
+    LONG, One as _, PATIENCE, chain, config, fresh_key, insist, request, shared_cluster, ticket,
 };
 
 const BATCH: usize = 20;
@@ -48,7 +48,7 @@ impl Load<'_> {
     /// Waits for so many completions more.
     async fn progress(&self, more: usize) {
         let wanted = self.count() + more;
-        let end = tokio::time::Instant::now() + Duration::from_mins(1);
+        let end = tokio::time::Instant::now() + PATIENCE;
         while self.count() < wanted {
             assert!(
                 tokio::time::Instant::now() < end,

@@ -73,7 +73,7 @@ impl One for RedisStore {
 /// A store on the server that the binary shares.
 pub(crate) async fn shared_store() -> RedisStore {
     let url = integration::redis().await;
-    RedisStore::connect(url).await.unwrap()
+    config(url).connect().await.unwrap()
 }
 
 /// A Cluster that the binary shares: whoever stops a node starts one of its own.
@@ -90,13 +90,15 @@ pub(crate) async fn shared_sentinels() -> &'static Sentinels {
     SENTINELS.get_or_init(start).await
 }
 
-/// Settings for a URL.
+/// Settings for a URL. What has to be answered may be answered late: this machine may be busy.
 pub(crate) fn config(url: &str) -> RedisStoreConfig {
-    RedisStoreConfig::from_url(url).unwrap()
+    let patient = Duration::from_secs(30);
+    let config = RedisStoreConfig::from_url(url).unwrap();
+    config.response_timeout(patient).connect_timeout(patient)
 }
 
 /// How long a server may take to come back.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Asks until there is an answer; only what may pass is borne.
 pub(crate) async fn insist<T>(ask: impl AsyncFn() -> Result<T, StoreError>) -> T {

@@ -23,7 +23,7 @@ impl StoreHarness for Redis {
     }
 
     fn tick(&self) -> Duration {
-        Duration::from_millis(500)
+        Duration::from_secs(2)
     }
 
     async fn connect(&self) -> anyhow::Result<StoreHandle> {
@@ -46,7 +46,7 @@ async fn one_server_passes_the_suite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_passes_the_suite() {
     let cluster = shared_cluster().await;
-    let waits = config(cluster.url()).wait_for_replicas(ONE, Duration::from_secs(1));
+    let waits = config(cluster.url()).wait_for_replicas(ONE, Duration::from_secs(20));
     tokio::join!(
         passes("Redis Cluster", config(cluster.url())),
         passes("Redis Cluster with replicas waited for", waits),
@@ -56,7 +56,7 @@ async fn a_cluster_passes_the_suite() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_master_under_sentinel_passes_the_suite() {
     let sentinels = shared_sentinels().await;
-    let waits = config(sentinels.url()).wait_for_replicas(ONE, Duration::from_secs(1));
+    let waits = config(sentinels.url()).wait_for_replicas(ONE, Duration::from_secs(20));
     tokio::join!(
         passes("Redis under Sentinel", config(sentinels.url())),
         passes("Redis under Sentinel with replicas waited for", waits),
