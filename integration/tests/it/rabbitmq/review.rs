@@ -7,15 +7,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use backstop_core::{
-    Backoff, Broker as _, Consumer, Context, Delivery, HandlerError, InProcessStore, Jitter,
-    Message, Publisher, Settlement, Shutdown, SubscribeOptions, Subscription, SubscriptionOrder,
-    Verdict,
+    Backoff, Broker as _, BrokerErrorKind, Consumer, Context, Delivery, HandlerError,
+    InProcessStore, Jitter, Message, Publisher, Settlement, Shutdown, SubscribeOptions,
+    Subscription, SubscriptionOrder, Verdict,
 };
 use backstop_rabbitmq::RabbitMq;
 use integration::{Plugins, rabbitmq, start_rabbitmq};
 use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
+
+mod healing;
+mod looks;
+mod meddler;
+mod settling;
 
 const PATIENCE: Duration = Duration::from_mins(3);
 
