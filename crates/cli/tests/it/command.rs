@@ -1,16 +1,18 @@
 //! Runs the real command.
 
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpSocket;
 use tokio::process::{Child, Command};
 
 /// Nothing here takes this long, but this machine may be busy.
-pub(crate) const LONG: Duration = Duration::from_mins(2);
+pub(crate) const LONG: Duration = Duration::from_mins(5);
 
 /// What the command said, and how it ended.
 pub(crate) struct Ended {
@@ -126,6 +128,35 @@ pub(crate) async fn signal(child: &Child, name: &str) {
         .args([format!("-{name}"), id.to_string()])
         .status();
     assert!(kill.await.unwrap().success());
+}
+
+/// An address where nobody listens, and nobody else can while this is kept.
+pub(crate) fn nobody() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+/// Waits for the end of a process of which only the number is known.
+pub(crate) async fn wait_for_end_of(pid: &str) {
+    let ended = tokio::time::timeout(LONG, async {
+        while is_alive(pid) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(ended.await.is_ok(), "process {pid} lives on");
+}
+
+pub(crate) fn is_alive(pid: &str) -> bool {
+    assert!(
+        !pid.trim().is_empty(),
+        "the program did not come to say its number"
+    );
+    let status = Path::new("/proc").join(pid.trim()).join("status");
+    let status = std::fs::read_to_string(status).unwrap_or_default();
+    // What has ended and was not looked at by its parent yet has no life either.
+    !status.is_empty() && !status.contains("State:\tZ")
 }
 
 /// A directory for the files of a test.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::command::{Files, run};
+use crate::command::{Files, nobody, run};
 use crate::peer::Peer;
 
 /// A queue's name that no other test has.
@@ -51,9 +51,7 @@ async fn a_url_without_a_queue_is_refused() {
 
 #[tokio::test]
 async fn a_broker_that_is_not_there_is_unavailable_to_a_publisher() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let (_socket, address) = nobody();
     let url = format!("amqp://guest:hunter2@{address}?queue=q");
     let ended = run(["publish", "--url", &url, "1"]).await;
     let ended = ended.with_code(69).saying(&address.to_string());

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use tokio::net::TcpListener;
 
-use crate::command::{Ended, Files, output, run_fed};
+use crate::command::{Ended, Files, nobody, output, run_fed};
 
 /// A request, as it arrived.
 #[derive(Clone)]
@@ -181,9 +181,7 @@ async fn an_endpoint_that_hangs_is_given_up_and_says_so() {
 
 #[tokio::test]
 async fn an_endpoint_that_is_not_there_is_tried_again() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let (_socket, address) = nobody();
     let url = format!("http://user:hunter2@{address}/");
     let files = Files::new();
     let options = ["--endpoint", &url, "--max-attempts", "3"];

@@ -1,27 +1,14 @@
 //! `backstop run` with a program.
 
-use std::path::Path;
-
 use serde_json::Value;
 
-use crate::command::{Files, output, run_fed};
+use crate::command::{Files, is_alive, output, run_fed, wait_for_end_of};
 
 /// Runs a shell script for each line, and gives the summary.
 async fn run_script(files: &Files, lines: &str, options: &[&str], script: &str) -> Value {
     let arguments = [options, &["--", "sh", "-c", script]].concat();
     let ended = output(&mut run_fed(files, lines, &arguments)).await;
     ended.with_code(0).json()
-}
-
-fn is_alive(pid: &str) -> bool {
-    assert!(
-        !pid.trim().is_empty(),
-        "the program did not come to say its number"
-    );
-    let status = Path::new("/proc").join(pid.trim()).join("status");
-    let status = std::fs::read_to_string(status).unwrap_or_default();
-    // What has ended and was not looked at by its parent yet has no life either.
-    !status.is_empty() && !status.contains("State:\tZ")
 }
 
 #[tokio::test]
@@ -103,18 +90,20 @@ async fn a_key_is_handled_in_order_through_a_retry() {
 #[tokio::test]
 async fn a_program_that_hangs_is_ended_with_all_that_it_started() {
     let files = Files::new();
-    let options = ["--handler-timeout", "3s", "--max-attempts", "1"];
+    let options = ["--handler-timeout", "10s", "--max-attempts", "1"];
     let script = "sleep 1000 & echo $! > child; echo $$ > self; wait";
     let summary = run_script(&files, r#"{"body":"1"}"#, &options, script).await;
     assert_eq!(summary["timed_out"], 1, "{summary}");
     assert_eq!(summary["dead_lettered"], 1, "{summary}");
-    assert!(!is_alive(&files.read("self")) && !is_alive(&files.read("child")));
+    for name in ["self", "child"] {
+        wait_for_end_of(&files.read(name)).await;
+    }
 }
 
 #[tokio::test]
 async fn a_program_gets_time_to_end_itself_before_it_is_killed() {
     let files = Files::new();
-    let options = ["--handler-timeout", "3s", "--max-attempts", "1"];
+    let options = ["--handler-timeout", "10s", "--max-attempts", "1"];
     let script = "trap 'echo cleaned > trace; exit 0' TERM; while :; do sleep 0.05; done";
     run_script(&files, r#"{"body":"1"}"#, &options, script).await;
     assert_eq!(files.read("trace"), "cleaned\n");
@@ -125,7 +114,7 @@ async fn a_program_that_ignores_sigterm_is_killed() {
     let files = Files::new();
     let options = [
         "--handler-timeout",
-        "3s",
+        "10s",
         "--max-attempts",
         "1",
         "--kill-after",
@@ -134,7 +123,7 @@ async fn a_program_that_ignores_sigterm_is_killed() {
     let script = "trap '' TERM; echo $$ > self; while :; do sleep 0.05; done";
     let summary = run_script(&files, r#"{"body":"1"}"#, &options, script).await;
     assert_eq!(summary["timed_out"], 1, "{summary}");
-    assert!(!is_alive(&files.read("self")));
+    wait_for_end_of(&files.read("self")).await;
 }
 
 #[tokio::test]

@@ -1,12 +1,11 @@
 //! Ctrl-C, SIGTERM, and readers that go away.
 
 use std::fs::File;
-use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-use crate::command::{Files, backstop, run_fed, signal, start, wait};
+use crate::command::{Files, backstop, run_fed, signal, start, wait, wait_for_end_of};
 
 const THREE: &str = "{\"body\":\"1\"}\n{\"body\":\"2\"}\n{\"body\":\"3\"}\n";
 
@@ -60,8 +59,7 @@ async fn a_second_signal_stops_at_once_and_gives_back() {
     assert!(files.read("log").contains("given back"));
     assert_eq!(summary["completed"], 0, "{summary}");
     assert_eq!(summary["dead_lettered"], 0, "{summary}");
-    let program = Path::new("/proc").join(program.trim());
-    assert!(!program.exists(), "the program lives on");
+    wait_for_end_of(&program).await;
 }
 
 #[tokio::test]
