@@ -154,7 +154,7 @@ async fn consume(
         .max_in_flight(MAX_IN_FLIGHT)
         .max_buffered(256)
         .handler_timeout(Duration::from_secs(5))
-        .claim_lease(Duration::from_secs(1))
+        .claim_lease(Duration::from_secs(3))
         .retention(Duration::from_hours(1))
         .shutdown_grace(Duration::from_secs(5))
         .breaker(BreakerSettings {
