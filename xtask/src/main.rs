@@ -28,18 +28,27 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run the core through schedules and faults: `cargo xtask sim --help`
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Handed to the simulator
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Images(images) => images.run(),
         Task::Test(test) => test.run(),
-        Task::Bench { arguments } => bench(&arguments),
+        Task::Bench { arguments } => run_package("bench", &arguments),
+        Task::Sim { arguments } => run_package("backstop-sim", &arguments),
     }
 }
 
-fn bench(arguments: &[String]) -> Result<()> {
-    let mut command = vec!["run", "--quiet", "--release", "--package", "bench", "--"];
+/// Runs the program of one of our packages.
+fn run_package(package: &str, arguments: &[String]) -> Result<()> {
+    let mut command = vec!["run", "--quiet", "--release", "--package", package, "--"];
     command.extend(arguments.iter().map(String::as_str));
     shell::cargo(&command)
 }

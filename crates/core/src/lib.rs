@@ -3,6 +3,17 @@
 //! This crate names no broker. Adapter crates implement [`Broker`], store crates implement
 //! [`IdempotencyStore`], and users depend on the facade `backstop`.
 
+/// Whether a bug is planted: never, but in tests of the simulator.
+macro_rules! planted {
+    ($bug:ident) => {{
+        #[cfg(feature = "planted")]
+        let planted = crate::planted::is_planted(crate::planted::Bug::$bug);
+        #[cfg(not(feature = "planted"))]
+        let planted = false;
+        planted
+    }};
+}
+
 mod codec;
 mod consumer;
 mod delivery;
@@ -10,6 +21,9 @@ mod error;
 mod handler;
 mod in_process;
 mod message;
+#[cfg(feature = "planted")]
+#[doc(hidden)]
+pub mod planted;
 mod policy;
 mod ports;
 mod publisher;
@@ -29,6 +43,7 @@ pub use handler::{Context, Handler};
 pub use in_process::{
     BrokerCall, BrokerFault, BrokerFaults, BrokerOperation, InProcessBroker,
     InProcessBrokerBuilder, InProcessStore, InProcessStoreBuilder, QueueCounts, StoreFaults,
+    StoreSnapshot,
 };
 pub use message::{Headers, Message, MessageId, PartitionKey};
 pub use policy::{Backoff, Decision, Jitter, Policy, decide};

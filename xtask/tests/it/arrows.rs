@@ -40,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "backstop-redis-dedupe",
         ],
     ),
+    ("backstop-sim", &["backstop-core"]),
     ("xtask", &[]),
 ];
 

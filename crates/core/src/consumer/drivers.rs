@@ -69,6 +69,7 @@ impl<C, H> Drop for Drivers<C, H> {
         if let Some(claims) = &self.engine.claims {
             claims.abandon();
         }
+        self.engine.stop_asking();
         self.engine.stop_handling();
     }
 }

@@ -103,9 +103,13 @@ impl Held {
 }
 
 impl<C, H> Engine<C, H> {
-    /// Cancels everything that is held, claims that the store owes an answer to included.
+    /// Cancels everything that is held.
     pub(crate) fn stop_handling(&self) {
         self.keeper.stop_all();
+    }
+
+    /// Waits no longer for claims that the store owes an answer to.
+    pub(crate) fn stop_asking(&self) {
         if let Some(claims) = &self.claims {
             claims.stop_asking();
         }

@@ -148,7 +148,7 @@ impl<C: Codec, H: Handler<C::Payload>> Intake<C, H> {
                 engine.process(&mut held).await;
             })),
             (SubscriptionOrder::ByPartitionKey, None) => Some(self.tasks.spawn(async move {
-                engine.run_in_order(held).await;
+                engine.run_in_order(&mut held).await;
             })),
             (SubscriptionOrder::ByPartitionKey, Some(key)) => {
                 let first = engine.lanes.enter(&key, held)?;

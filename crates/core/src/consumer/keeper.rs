@@ -63,6 +63,9 @@ struct Entry {
     received: Instant,
     lease_renewed: Instant,
     lease_lasts: Option<Duration>,
+    // Until when the broker may take the delivery for ours, whatever our clock says: an extension whose
+    // answer is missing may have been made. None once the broker has said that it is not.
+    lingers: Option<Instant>,
     claim: Option<(Ticket, Instant)>,
     standing: Standing,
     cancellation: Cancellation,
@@ -122,6 +125,7 @@ impl Keeper {
             received: now,
             lease_renewed: now,
             lease_lasts: lasts,
+            lingers: lasts.map(|lasts| now + lasts),
             claim: None,
             standing: Standing::Held,
             cancellation: cancellation.clone(),
@@ -169,6 +173,8 @@ impl Keeper {
                     () = tokio::time::sleep(tick) => drop(self.due(Instant::now(), tick)),
                 }
             }
+            // Between a round's last look and the next round's first, no more than a tick may pass.
+            drop(self.due(Instant::now(), tick));
         }
     }
 
@@ -195,7 +201,10 @@ impl Keeper {
                 Some(lasts) if since_extended >= lasts => self.lose_lease(entry),
                 Some(_) if self.past_limit(entry, now) => {}
                 Some(lasts) if since_extended < lasts / 3 => {}
-                _ => leases.push((index, entry.serial, entry.lease)),
+                _ => {
+                    entry.lingers = entry.lease_lasts.map(|lasts| now + lasts);
+                    leases.push((index, entry.serial, entry.lease));
+                }
             }
             let since_renewed = entry
                 .claim
@@ -214,9 +223,17 @@ impl Keeper {
     }
 
     fn lose_lease(&self, entry: &mut Entry) {
-        if entry.standing == Standing::Held {
-            self.counters.lost_leases.raise();
-            lose(entry, Standing::LeaseLost);
+        match entry.standing {
+            Standing::Held => {
+                self.counters.lost_leases.raise();
+                lose(entry, Standing::LeaseLost);
+            }
+            // Cancelled already, but until now there was a lease to settle under.
+            Standing::ClaimLost | Standing::Stopped => {
+                self.counters.lost_leases.raise();
+                entry.standing = Standing::LeaseLost;
+            }
+            Standing::Settling | Standing::LeaseLost => {}
         }
     }
 
@@ -241,7 +258,10 @@ impl Keeper {
                     entry.lease_renewed = at;
                     entry.lease_lasts = lasts;
                 }
-                Ok(LeaseState::Lost) => self.lose_lease(entry),
+                Ok(LeaseState::Lost) => {
+                    entry.lingers = None;
+                    self.lose_lease(entry);
+                }
                 Err(_) if entry.standing == Standing::Settling => {}
                 Err(error) => {
                     self.counters.renewal_errors.raise();
@@ -257,7 +277,7 @@ impl Keeper {
         due: Due<Ticket>,
         at: Instant,
     ) {
-        let Some(store) = store.filter(|_| !due.is_empty()) else {
+        let Some(store) = store.filter(|_| !due.is_empty() && !planted!(NeverRenews)) else {
             return;
         };
         let tickets: Vec<_> = due.iter().map(|(_, _, ticket)| ticket.clone()).collect();
@@ -270,6 +290,7 @@ impl Keeper {
                 };
                 match answer {
                     Ok(Ownership::Held) => *renewed = at,
+                    Ok(Ownership::Fenced) if planted!(LossIgnored) => *renewed = at,
                     Ok(Ownership::Fenced) => {
                         tracing::warn!(key = ?current.key, fence = %current.fence, "a claim was taken over; its handler is cancelled");
                         lose(entry, Standing::ClaimLost);
@@ -307,7 +328,9 @@ impl Hold {
 
     /// Keeps no claim any more.
     pub(crate) fn drop_claim(&self) {
-        self.keeper.entries.lock().slab[self.index].claim = None;
+        if !planted!(RenewsAfterEnd) {
+            self.keeper.entries.lock().slab[self.index].claim = None;
+        }
     }
 
     /// Whether the delivery may still be settled.
@@ -321,6 +344,16 @@ impl Hold {
             self.keeper.lose_lease(entry);
         }
         entry.standing
+    }
+
+    /// Until when the broker may take the delivery for ours, though we are done with it.
+    pub(crate) fn lingers_until(&self) -> Option<Instant> {
+        self.keeper.entries.lock().slab[self.index].lingers
+    }
+
+    /// Says that the broker does not take the delivery for ours any more.
+    pub(crate) fn is_gone(&self) {
+        self.keeper.entries.lock().slab[self.index].lingers = None;
     }
 
     /// Says that a verdict is on its way.

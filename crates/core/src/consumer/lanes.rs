@@ -29,7 +29,7 @@ impl Lanes {
     /// new lane. Called in the order of receipt.
     pub(crate) fn enter(&self, key: &PartitionKey, held: Held) -> Option<Held> {
         let mut waiting = self.waiting.lock();
-        if let Some(lane) = waiting.get_mut(key) {
+        if let Some(lane) = waiting.get_mut(key).filter(|_| !planted!(LaneFreedEarly)) {
             lane.push_back(held);
             return None;
         }
@@ -62,10 +62,13 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
     /// Runs the first delivery of a lane, and all that queue up behind it meanwhile.
     pub(crate) async fn run_lane(self: Arc<Self>, key: PartitionKey, first: Held) {
         let mut next = Some(first);
-        while let Some(held) = next {
-            next = match self.run_in_order(held).await {
+        while let Some(mut held) = next {
+            next = match self.run_in_order(&mut held).await {
                 Step::Settled | Step::Wait(_) => self.lanes.next(&key),
                 Step::GivenBack => {
+                    let lingers = held.hold.lingers_until();
+                    drop(held);
+                    self.outlast(lingers).await;
                     self.give_lane_back(&key).await;
                     None
                 }
@@ -73,18 +76,29 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
         }
     }
 
-    pub(crate) async fn run_in_order(&self, mut held: Held) -> Step {
+    /// Keeps a lane in use for as long as the broker may take its first message for ours: what it hands
+    /// out meanwhile follows that message, and must not be started before it.
+    async fn outlast(&self, lingers: Option<Instant>) {
+        let Some(until) = lingers else { return };
+        tokio::select! {
+            biased;
+            () = self.shutdown.begun() => {}
+            () = tokio::time::sleep_until(until) => {}
+        }
+    }
+
+    pub(crate) async fn run_in_order(&self, held: &mut Held) -> Step {
         loop {
-            let Some(slot) = self.slot(&held).await else {
+            let Some(slot) = self.slot(held).await else {
                 self.give_back(held, Duration::ZERO).await;
                 return Step::GivenBack;
             };
-            let step = self.process(&mut held).await;
+            let step = self.process(held).await;
             drop(slot);
             let Step::Wait(after) = step else {
                 return step;
             };
-            if let Some(left) = self.wait_in_lane(after, &held).await {
+            if let Some(left) = self.wait_in_lane(after, held).await {
                 self.give_back(held, left).await;
                 return Step::GivenBack;
             }
@@ -121,11 +135,15 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
             };
             let rests = std::iter::once(rest).chain(std::iter::repeat(Duration::ZERO));
             let given_back = lane.into_iter().zip(rests);
-            join_all(given_back.map(|(held, rest)| self.give_back(held, rest))).await;
+            let give_back = async |(mut held, rest)| self.give_back(&mut held, rest).await;
+            join_all(given_back.map(give_back)).await;
         }
     }
 
-    pub(crate) async fn give_back(&self, mut held: Held, after: Duration) {
+    pub(crate) async fn give_back(&self, held: &mut Held, after: Duration) {
+        if planted!(DrainDropsBuffer) && self.shutdown.has_begun() {
+            return;
+        }
         let verdict = held.back(after);
         if let Some(delivery) = held.take() {
             let settled = self.settlements.settle(delivery, verdict, &held.hold).await;

@@ -60,6 +60,9 @@ use crate::ports::{BrokerHandle, Severity, Subscription};
 /// Gives numbers that are uniform in `0.0..1.0`.
 pub type Randomness = Arc<dyn Fn() -> f64 + Send + Sync>;
 
+/// How long claims that are under way when the shutdown grace is over are waited for.
+const LAST_CLAIMS: Duration = Duration::from_secs(1);
+
 /// How long what is left may take to settle after the shutdown grace is over.
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(5);
 
@@ -163,8 +166,11 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
             return Ok(monitor.stats());
         };
         monitor.readiness.set_receiving(true);
-        let grace = self.settings.shutdown_grace;
-        let places = Arc::new(Semaphore::new(self.settings.max_buffered.get()));
+        let mut grace = self.settings.shutdown_grace;
+        if planted!(GraceWithoutEnd) {
+            grace += Duration::from_hours(1);
+        }
+        let places = Arc::new(Semaphore::new(as_allowed(self.settings.max_buffered.get())));
         let engine = Arc::new(self.engine(subscription, shutdown.clone()));
         let drivers = Drivers::start(&engine);
         let tasks = TaskTracker::new();
@@ -189,6 +195,10 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
             () = shutdown.cut_short() => {}
         }
         engine.stop_handling();
+        // A claim that is made and never heard of would use an attempt.
+        if !within(LAST_CLAIMS, intake.tasks.wait()).await {
+            engine.stop_asking();
+        }
         if !within(LAST_SETTLEMENTS, intake.tasks.wait()).await {
             let left = intake.tasks.len();
             tracing::error!(
@@ -293,12 +303,21 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
             keeper: Arc::new(Keeper::new(keeper, Arc::clone(&counters))),
             gate,
             lanes: Lanes::default(),
-            slots: Semaphore::new(settings.max_in_flight.get()),
+            slots: Semaphore::new(as_allowed(settings.max_in_flight.get())),
             counters,
             shutdown,
             randomness: self.randomness,
             settings,
         }
+    }
+}
+
+/// As many, unless a bug is planted.
+fn as_allowed(limit: usize) -> usize {
+    if planted!(SlotsDoubled) {
+        limit * 2
+    } else {
+        limit
     }
 }
 

@@ -48,6 +48,13 @@ enum Claimed {
     Refused(Outcome, Option<Ticket>),
 }
 
+/// Whether a claim led to the start of a handler.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    Made,
+    Spared,
+}
+
 /// Whether the claim is still ours, according to the store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owned {
@@ -59,20 +66,30 @@ enum Owned {
 impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
     /// Claims, handles, decides and settles.
     pub(crate) async fn process(&self, held: &mut Held) -> Step {
-        let (outcome, ticket) = match self.claim(held).await {
-            Claimed::Granted(grant) => (self.handle(held, &grant).await, grant.ticket),
-            Claimed::Refused(outcome, ticket) => (outcome, ticket),
+        let (outcome, ticket, start) = match self.claim(held).await {
+            Claimed::Granted(grant) => {
+                let outcome = self.handle(held, &grant).await;
+                (outcome, grant.ticket, Start::Made)
+            }
+            Claimed::Refused(outcome, ticket) => (outcome, ticket, Start::Spared),
         };
         let decision = decide(&outcome, &self.settings.policy, (self.randomness)());
+        let decision = match decision {
+            Decision::Retry { attempts_used, .. } if planted!(RetriesAtOnce) => Decision::Retry {
+                after: Duration::ZERO,
+                attempts_used,
+            },
+            _ => decision,
+        };
         self.observe(held, &outcome, decision);
 
         // The claim before the delivery: a completion is never recorded behind the ack, and an owner
         // that was overtaken finds out before it settles anything.
         let owned = self
-            .settle_claim(ticket.as_ref(), decision, &held.hold)
+            .settle_claim(ticket.as_ref(), decision, start, &held.hold)
             .await;
         let standing = held.hold.standing();
-        if standing == Standing::LeaseLost {
+        if standing == Standing::LeaseLost && !planted!(SettlesAfterLoss) {
             self.counters.abandoned.raise();
             return Step::GivenBack;
         }
@@ -80,6 +97,10 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
             (Owned::Fenced, _) => {
                 self.counters.fenced.raise();
                 held.back(Duration::ZERO)
+            }
+            // The wait of a failed attempt is kept, also where its end could not be recorded.
+            (Owned::Unknown, Decision::Retry { after, .. } | Decision::Release { after }) => {
+                held.back(after.max(STORE_PAUSE))
             }
             (Owned::Unknown, _) => held.back(STORE_PAUSE),
             (
@@ -173,7 +194,13 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
 
     /// Lets an attempt start, unless it is one too many or has to be spared.
     fn admit(&self, attempt: Attempt, ticket: Option<Ticket>) -> Claimed {
+        if self.shutdown.has_begun() {
+            // It began while the store was asked.
+            let after = Duration::ZERO;
+            return Claimed::Refused(Outcome::GivenBack { after }, ticket);
+        }
         let max = self.settings.policy.max_attempts.get();
+        let max = if planted!(CapOffByOne) { max + 1 } else { max };
         if attempt.get() > max {
             let detail = "the last attempt did not come to an end: its process died, its lease was \
                           lost, or the dead-letter queue could not be reached";
@@ -187,6 +214,14 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
         if attempt.get() == max
             && let Some(after) = self.gate.spares_last_attempt()
         {
+            if planted!(BreakerDeadLetters) {
+                let outcome = Outcome::Refused {
+                    reason: DeadLetterReason::AttemptsExhausted,
+                    attempts_used: attempt.get() - 1,
+                    detail: "planted".into(),
+                };
+                return Claimed::Refused(outcome, ticket);
+            }
             return Claimed::Refused(Outcome::GivenBack { after }, ticket);
         }
         Claimed::Granted(Grant { attempt, ticket })
@@ -240,21 +275,24 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
         &self,
         ticket: Option<&Ticket>,
         decision: Decision,
+        start: Start,
         hold: &Hold,
     ) -> Owned {
         let (Some(claims), Some(ticket)) = (&self.claims, ticket) else {
             return Owned::Ours;
         };
         let answer = match decision {
+            Decision::Complete if planted!(AckBeforeComplete) => return Owned::Ours,
             Decision::Complete => claims.complete(ticket, hold).await,
             // The copy has to be in the dead-letter queue before repeats may be absorbed.
             Decision::DeadLetter { .. } => claims.confirm(ticket, hold).await,
             Decision::Retry { .. } => claims.release(ticket, ReleaseKind::Failed, hold).await,
-            Decision::Release { .. } => claims.release(ticket, unused(hold), hold).await,
+            Decision::Release { .. } => claims.release(ticket, given_back(start, hold), hold).await,
         };
         match answer {
             Ok(Ownership::Held) => Owned::Ours,
             Ok(Ownership::Fenced) => Owned::Fenced,
+            Err(_) if planted!(SilenceIsConsent) => Owned::Ours,
             Err(error) => {
                 tracing::warn!(key = ?ticket.key, %error, ?decision, "the store did not take the end of an attempt; the message is given back and may be handled again");
                 Owned::Unknown
@@ -287,6 +325,12 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
             return Step::GivenBack;
         };
         let settled = self.settlements.settle(delivery, verdict, &held.hold).await;
+        if planted!(AckBeforeComplete)
+            && matches!(outcome, Outcome::Succeeded)
+            && let (Some(claims), Some(ticket)) = (&self.claims, ticket)
+        {
+            let _ = claims.complete(ticket, &held.hold).await;
+        }
         if let (true, Some(claims), Some(ticket)) = (dead, &self.claims, ticket) {
             let kind = match settled {
                 Settled::AsDecided => ReleaseKind::DeadLettered,
@@ -363,12 +407,12 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
     }
 }
 
-/// A handler that was cancelled at shutdown uses no attempt; one that lost its lease does, or a
-/// message that outlives every lease would be started for ever.
-fn unused(hold: &Hold) -> ReleaseKind {
-    match hold.standing() {
-        Standing::LeaseLost | Standing::ClaimLost => ReleaseKind::Failed,
-        Standing::Held | Standing::Settling | Standing::Stopped => ReleaseKind::Unused,
+/// What was never started uses no attempt, and neither does a handler that was cancelled at shutdown;
+/// one that lost its lease does, or a message that outlives every lease would be started for ever.
+fn given_back(start: Start, hold: &Hold) -> ReleaseKind {
+    match (start, hold.standing()) {
+        (Start::Made, Standing::LeaseLost | Standing::ClaimLost) => ReleaseKind::Failed,
+        _ => ReleaseKind::Unused,
     }
 }
 

@@ -73,10 +73,12 @@ impl Settlements {
         let mut settlement = Settlement { delivery, verdict };
         for attempt in 1..=TRIES {
             let Err(error) = self.batches.call(settlement).await else {
+                hold.is_gone();
                 return Settled::AsDecided;
             };
             self.counters.settle_errors.raise();
             let Some(kept) = error.kept else {
+                hold.is_gone();
                 tracing::warn!(error = %error.cause, "a delivery was lost before it could be settled; the broker delivers it again");
                 return Settled::GivenBack;
             };
@@ -132,10 +134,14 @@ impl Settlements {
         let mut failures = 0;
         loop {
             let Err(error) = self.batches.call(settlement).await else {
+                hold.is_gone();
                 return;
             };
             self.counters.settle_errors.raise();
             failures += 1;
+            if error.kept.is_none() {
+                hold.is_gone();
+            }
             match error.kept {
                 Some(kept) if error.cause.is_transient() && self.pause(failures, hold).await => {
                     settlement = *kept;

@@ -23,5 +23,5 @@ pub use broker::InProcessBroker;
 pub use broker_builder::InProcessBrokerBuilder;
 pub use broker_faults::{BrokerCall, BrokerFault, BrokerFaults, BrokerOperation};
 pub use counts::QueueCounts;
-pub use store::{InProcessStore, InProcessStoreBuilder};
+pub use store::{InProcessStore, InProcessStoreBuilder, StoreSnapshot};
 pub use store_faults::StoreFaults;

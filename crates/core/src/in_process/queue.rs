@@ -271,7 +271,9 @@ impl Queue {
     ) -> Option<()> {
         let index = self.find(lease, now)?;
         self.totals.retried += 1;
-        self.entries[index].attempts_used = attempts_used;
+        if !planted!(RetryForgetsAttempts) {
+            self.entries[index].attempts_used = attempts_used;
+        }
         self.put_back(index, after, now);
         Some(())
     }

@@ -30,6 +30,18 @@ pub struct InProcessStore {
     faults: StoreFaults,
 }
 
+/// What an [`InProcessStore`] held at one time.
+#[derive(Clone)]
+pub struct StoreSnapshot(Records);
+
+impl fmt::Debug for StoreSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreSnapshot")
+            .field("records", &self.0.len())
+            .finish()
+    }
+}
+
 /// Builds an [`InProcessStore`].
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -86,6 +98,16 @@ impl InProcessStore {
         self.len() == 0
     }
 
+    /// What the store holds now, to go back to.
+    pub fn snapshot(&self) -> StoreSnapshot {
+        StoreSnapshot(self.records.lock().clone())
+    }
+
+    /// Goes back to what the store held, as a failover to a replica does that lacks the last writes.
+    pub fn restore(&self, snapshot: &StoreSnapshot) {
+        *self.records.lock() = snapshot.0.clone();
+    }
+
     /// Runs a batch under one lock, with the faults that are planned.
     async fn run<Q, A>(
         &self,
@@ -100,7 +122,7 @@ impl InProcessStore {
         if fault == Fault::Down {
             return requests.iter().map(|_| Err(unreachable())).collect();
         }
-        let now = Instant::now();
+        let now = self.faults.now();
         let mut records = self.records.lock();
         records.sweep(now, requests.len() * 2 + 16);
         let answers = requests

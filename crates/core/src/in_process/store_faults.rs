@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 /// Makes an [`InProcessStore`](crate::InProcessStore) fail, for tests of what happens then.
 #[derive(Clone, Default)]
@@ -17,6 +18,7 @@ struct Plan {
     down: Outage,
     answers_to_lose: u32,
     delay: Duration,
+    clock_ahead: Duration,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -53,6 +55,17 @@ impl StoreFaults {
     /// Makes every call take this long.
     pub fn delay_calls(&self, delay: Duration) {
         self.plan.lock().delay = delay;
+    }
+
+    /// Puts the store's clock ahead by this much more, as a failover to a server with another clock can:
+    /// every claim is that much older at once.
+    pub fn jump_clock(&self, ahead: Duration) {
+        self.plan.lock().clock_ahead += ahead;
+    }
+
+    /// What the store's clock shows.
+    pub(super) fn now(&self) -> Instant {
+        Instant::now() + self.plan.lock().clock_ahead
     }
 
     pub(super) async fn next(&self) -> Fault {

@@ -28,6 +28,7 @@ enum State {
     Ended(End),
 }
 
+#[derive(Clone)]
 struct Record {
     key: IdempotencyKey,
     state: State,
@@ -78,6 +79,7 @@ impl Place {
     }
 }
 
+#[derive(Clone)]
 pub(super) struct Records {
     by_key: HashTable<Place>,
     slab: Slab<Record>,
@@ -168,13 +170,19 @@ impl Records {
             return Ownership::Fenced;
         };
         match record.state {
+            State::InProgress { .. } if planted!(StaleClaimCompletes) && end == End::Completed => {
+                record.state = State::Ended(end);
+                Ownership::Held
+            }
             _ if !record.belongs_to(ticket) => Ownership::Fenced,
             // The answer was lost, and is given again.
             State::Ended(before) if before == end => Ownership::Held,
             State::Ended(_) => Ownership::Fenced,
             State::InProgress { .. } => {
                 record.state = State::Ended(end);
-                if end == End::Released(ReleaseKind::Unused) {
+                let is_forgotten =
+                    planted!(ReleaseForgetsCount) && end == End::Released(ReleaseKind::Failed);
+                if end == End::Released(ReleaseKind::Unused) || is_forgotten {
                     record.attempts -= 1;
                 }
                 record.expires = expires;
@@ -286,12 +294,14 @@ impl Record {
                 self.attempts = request.attempts_used;
             }
             _ if !same_body => return Claim::Conflict,
-            State::Ended(End::Completed) => return Claim::Completed,
-            State::InProgress { until } if now < until => {
+            State::Ended(End::Completed) if !planted!(CompletedIsClaimed) => {
+                return Claim::Completed;
+            }
+            State::InProgress { until } if now < until && !planted!(ClaimTakenEarly) => {
                 let remaining = until.duration_since(now);
                 return Claim::InProgress { remaining };
             }
-            State::InProgress { .. } | State::Ended(End::Released(_)) => {
+            State::InProgress { .. } | State::Ended(_) => {
                 if redriven {
                     self.attempts = request.attempts_used;
                 }

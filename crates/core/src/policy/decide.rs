@@ -64,7 +64,7 @@ pub fn decide(outcome: &Outcome, policy: &Policy, random: f64) -> Decision {
                     attempts,
                 };
             }
-            if attempts >= policy.max_attempts.get() {
+            if attempts >= policy.max_attempts.get() + u32::from(planted!(CapOffByOne)) {
                 return Decision::DeadLetter {
                     reason: DeadLetterReason::AttemptsExhausted,
                     attempts,

@@ -1,0 +1,34 @@
+//! A simulator of the core: the real consumers, as several processes on one broker and one store, on
+//! one thread with paused time.
+//!
+//! Every call to a port and every step of a handler waits for a controller, which acts only when
+//! every task is idle. It decides which call goes on and what goes wrong with it, or that time passes.
+//! Decisions come from a seed or from a list; the same decisions give the same run, so that what failed
+//! can be run again, and made shorter.
+
+mod action;
+mod call;
+mod choices;
+mod event;
+mod exhaust;
+mod explorer;
+mod facts;
+mod invariants;
+mod label;
+mod ports;
+mod process;
+mod run;
+mod shrink;
+mod sim;
+mod small;
+mod store;
+mod world;
+
+pub use choices::{decode, encode};
+pub use exhaust::{Count, exhaust};
+pub use invariants::{INVARIANTS, Invariant};
+pub use run::{Outcome, Setting, Tracing, by_list, by_seed};
+pub use shrink::shrink;
+pub use sim::Violation;
+pub use small::{Small, small_worlds};
+pub use world::{Chaos, Dedupe, Fault, Order, Plan, Publication, World};

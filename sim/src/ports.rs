@@ -1,0 +1,393 @@
+//! The broker as one process sees it: every call waits for the controller.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use backstop_core::{
+    Broker, BrokerError, BrokerErrorKind, Capabilities, DeadLetterQueue, Delivery, Finding,
+    InProcessBroker, LeaseId, LeaseState, Outgoing, SettleError, Settlement, SubscribeOptions,
+    Subscription, Verdict,
+};
+use futures_util::FutureExt;
+use tokio::time::sleep;
+
+use crate::call::{Go, Operation, QUEUE};
+use crate::event::{Event, Pid, Settling};
+use crate::sim::{COPY, Sim};
+use crate::world::Order;
+
+/// A process's way to the broker.
+pub(crate) struct SimBroker {
+    pub(crate) sim: Arc<Sim>,
+    pub(crate) pid: Pid,
+    pub(crate) inner: Arc<InProcessBroker>,
+}
+
+/// What a process makes of a call.
+pub(crate) enum Fate {
+    /// It has its effect.
+    Effect(Answering),
+    /// It fails without one.
+    Failure,
+}
+
+/// What becomes of an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answering {
+    Arrives,
+    Lost,
+    /// Waits for the controller once more.
+    Late,
+    /// Nobody is there to hear it.
+    Never,
+}
+
+impl Sim {
+    /// Waits for the controller, and for slow servers; says what becomes of the call.
+    pub(crate) async fn meet(
+        &self,
+        pid: Pid,
+        operation: Operation,
+        ids: u64,
+        about: impl FnOnce() -> String,
+    ) -> Fate {
+        let answering = match self.call(pid, operation, ids, about).await {
+            Go::Fail => return Fate::Failure,
+            Go::LoseAnswer => Answering::Lost,
+            Go::HoldAnswer => Answering::Late,
+            Go::Die => Answering::Never,
+            Go::Wait(long) => {
+                sleep(long).await;
+                Answering::Arrives
+            }
+            Go::On | Go::Handler(_) => Answering::Arrives,
+        };
+        if !self.lives(pid) {
+            return std::future::pending().await;
+        }
+        if self.is_away(pid, operation) {
+            return Fate::Failure;
+        }
+        Fate::Effect(answering)
+    }
+
+    /// Brings the answer of a call that had its effect; says whether it arrives.
+    pub(crate) async fn answer(
+        &self,
+        pid: Pid,
+        answering: Answering,
+        ids: u64,
+        about: impl FnOnce() -> String,
+    ) -> bool {
+        match answering {
+            Answering::Arrives => true,
+            Answering::Lost => false,
+            Answering::Late => {
+                self.call(pid, Operation::Answer, ids, about).await;
+                true
+            }
+            Answering::Never => {
+                self.kill_caller(pid);
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+pub(crate) fn unreachable() -> BrokerError {
+    BrokerError::new(
+        BrokerErrorKind::Unreachable,
+        "the simulated broker does not answer",
+    )
+}
+
+/// The number of a delivery's message among all published.
+pub(crate) fn copy_of(delivery: &Delivery) -> usize {
+    let text = delivery.message.headers.get(COPY);
+    text.and_then(|text| text.parse().ok())
+        .expect("every message of a simulation is numbered")
+}
+
+#[async_trait]
+impl Broker for SimBroker {
+    fn queue(&self) -> &str {
+        self.inner.queue()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn inspect(&self, options: &SubscribeOptions) -> Result<Vec<Finding>, BrokerError> {
+        // Looking at the set-up is the subscription's first half: one step is enough for both.
+        self.inner.inspect(options).await
+    }
+
+    async fn subscribe(
+        &self,
+        options: &SubscribeOptions,
+    ) -> Result<Box<dyn Subscription>, BrokerError> {
+        let (sim, pid) = (&self.sim, self.pid);
+        let about = String::new;
+        let Fate::Effect(answering) = sim.meet(pid, Operation::Subscribe, 0, about).await else {
+            return Err(unreachable());
+        };
+        let inner: Arc<dyn Subscription> = self.inner.subscribe(options).await?.into();
+        if !sim.answer(pid, answering, 0, about).await {
+            return Err(unreachable());
+        }
+        // Kept: a process that dies does not say goodbye.
+        sim.lock().orphans.push(Arc::clone(&inner));
+        let cuts_seen = AtomicU64::new(sim.lock().cuts);
+        let (sim, broker) = (Arc::clone(sim), Arc::clone(&self.inner));
+        Ok(Box::new(SimSubscription {
+            sim,
+            pid,
+            inner,
+            broker,
+            cuts_seen,
+        }))
+    }
+
+    async fn publish(&self, messages: &[Outgoing]) -> Vec<Result<(), BrokerError>> {
+        self.inner.publish(messages).await
+    }
+
+    async fn dead_letters(&self) -> Result<Box<dyn DeadLetterQueue>, BrokerError> {
+        self.inner.dead_letters().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+struct SimSubscription {
+    sim: Arc<Sim>,
+    pid: Pid,
+    inner: Arc<dyn Subscription>,
+    broker: Arc<InProcessBroker>,
+    /// The cuts that a receive has met.
+    cuts_seen: AtomicU64,
+}
+
+/// Says that the next receive has something to tell, whatever is in the queue.
+const NEWS: u64 = u64::MAX;
+
+impl SimSubscription {
+    /// Waits until it makes sense to ask for deliveries.
+    async fn until_ready(&self, seen: Option<backstop_core::QueueCounts>) {
+        let kicked = self.sim.kicked.notified();
+        let cuts = self.sim.lock().cuts;
+        if self.cuts_seen.swap(cuts, Ordering::Relaxed) != cuts {
+            return;
+        }
+        let ready = self
+            .broker
+            .wait_for(|counts| counts.ready > 0 && Some(*counts) != seen);
+        tokio::select! {
+            biased;
+            _ = ready => {}
+            () = kicked => {}
+        }
+    }
+
+    fn settled(&self, batch: &[(LeaseId, Settling)], answers: &[Result<(), SettleError>]) {
+        for ((lease, settling), answer) in batch.iter().zip(answers) {
+            let (pid, lease, settling) = (self.pid, *lease, *settling);
+            let done = answer.is_ok();
+            self.sim.see(Event::Settled {
+                pid,
+                lease,
+                settling,
+                done,
+            });
+        }
+    }
+
+    fn ids(&self, deliveries: impl Iterator<Item = usize>) -> u64 {
+        let state = self.sim.lock();
+        deliveries.fold(0, |ids, copy| ids | 1 << state.facts.id_of(copy))
+    }
+}
+
+#[async_trait]
+impl Subscription for SimSubscription {
+    async fn receive(&self, max: NonZeroUsize) -> Result<Vec<Delivery>, BrokerError> {
+        let mut seen = None;
+        loop {
+            self.until_ready(seen).await;
+            let about = || format!("up to {max}");
+            match self.sim.meet(self.pid, Operation::Receive, 0, about).await {
+                Fate::Failure => {
+                    self.cuts_seen.store(NEWS, Ordering::Relaxed);
+                    return Err(unreachable());
+                }
+                Fate::Effect(answering) => {
+                    let Some(received) = self.inner.receive(max).now_or_never() else {
+                        seen = Some(self.broker.counts());
+                        continue;
+                    };
+                    for delivery in received.as_deref().unwrap_or_default() {
+                        let (pid, lease) = (self.pid, delivery.receipt.lease());
+                        let copy = copy_of(delivery);
+                        self.sim.see(Event::Delivered { pid, lease, copy });
+                    }
+                    if received.is_err() {
+                        self.cuts_seen.store(NEWS, Ordering::Relaxed);
+                    }
+                    self.sim.answer(self.pid, answering, 0, about).await;
+                    return received;
+                }
+            }
+        }
+    }
+
+    async fn settle(&self, batch: Vec<Settlement>) -> Vec<Result<(), SettleError>> {
+        let (sim, pid) = (&self.sim, self.pid);
+        let known: Vec<_> = batch.iter().map(brief).collect();
+        let copies: Vec<_> = batch.iter().map(|one| copy_of(&one.delivery)).collect();
+        for (lease, settling) in &known {
+            let (lease, settling) = (*lease, *settling);
+            sim.see(Event::SettleAsked {
+                pid,
+                lease,
+                settling,
+            });
+        }
+        // What is completed leaves nothing to receive, unless others wait behind it.
+        let is_plain = |(_, how): &(LeaseId, Settling)| *how == Settling::Complete;
+        let is_ordered = sim.world.order != Order::Unordered;
+        let queue = if is_ordered || !known.iter().all(is_plain) {
+            QUEUE
+        } else {
+            0
+        };
+        let ids = queue | self.ids(copies.iter().copied());
+        let about = || {
+            let each = copies
+                .iter()
+                .zip(&known)
+                .map(|(copy, (_, how))| format!("{copy} {how:?}"));
+            each.collect::<Vec<_>>().join(", ")
+        };
+        match sim.meet(pid, Operation::Settle, ids, about).await {
+            Fate::Failure => batch.into_iter().map(kept).collect(),
+            Fate::Effect(answering) => {
+                let answers = self.inner.settle(batch).await;
+                self.settled(&known, &answers);
+                if !sim.answer(pid, answering, ids, about).await {
+                    return known.iter().map(|_| Err(unanswered())).collect();
+                }
+                for ((lease, _), _) in known
+                    .iter()
+                    .zip(&answers)
+                    .filter(|(_, answer)| answer.is_ok())
+                {
+                    sim.see(Event::SettleTold { lease: *lease });
+                }
+                answers
+            }
+        }
+    }
+
+    async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>> {
+        let (sim, pid) = (&self.sim, self.pid);
+        let fail = || leases.iter().map(|_| Err(unreachable())).collect();
+        let about = || {
+            let state = sim.lock();
+            let copies = leases
+                .iter()
+                .map(|lease| state.facts.deliveries[lease].copy);
+            format!("the leases of {:?}", copies.collect::<Vec<_>>())
+        };
+        let ids = {
+            let state = sim.lock();
+            let copies = leases
+                .iter()
+                .map(|lease| state.facts.deliveries[lease].copy);
+            copies.fold(0, |ids, copy| ids | 1 << state.facts.id_of(copy))
+        };
+        // The controller's lock is held while a call is registered: the text is made before.
+        let text = if sim.lock().trace.is_some() {
+            about()
+        } else {
+            String::new()
+        };
+        let Fate::Effect(answering) = sim.meet(pid, Operation::Extend, ids, || text.clone()).await
+        else {
+            return fail();
+        };
+        let answers = self.inner.extend(leases).await;
+        if !sim.answer(pid, answering, ids, || text.clone()).await {
+            return fail();
+        }
+        for (lease, answer) in leases.iter().zip(&answers) {
+            if matches!(answer, Ok(LeaseState::Lost)) {
+                sim.see(Event::LeaseLossTold { lease: *lease });
+            }
+        }
+        answers
+    }
+
+    async fn stop(&self) {
+        if self.sim.lives(self.pid) {
+            self.inner.stop().await;
+        }
+    }
+
+    async fn close(&self) {
+        if self.sim.lives(self.pid) {
+            self.inner.close().await;
+        }
+    }
+}
+
+impl Drop for SimSubscription {
+    /// A run that ends or is dropped says goodbye; a process that dies does not.
+    fn drop(&mut self) {
+        if self.sim.lives(self.pid) {
+            let closed = self.inner.close().now_or_never();
+            debug_assert!(closed.is_some(), "closing waits for nothing");
+        }
+    }
+}
+
+fn brief(settlement: &Settlement) -> (LeaseId, Settling) {
+    let settling = match &settlement.verdict {
+        Verdict::Complete => Settling::Complete,
+        Verdict::Retry {
+            after,
+            attempts_used,
+        } => {
+            let (after, attempts_used) = (*after, *attempts_used);
+            Settling::Retry {
+                after,
+                attempts_used,
+            }
+        }
+        Verdict::Release { .. } => Settling::Release,
+        Verdict::DeadLetter(letter) => {
+            let (reason, attempts) = (letter.reason, letter.attempts);
+            Settling::DeadLetter { reason, attempts }
+        }
+    };
+    (settlement.delivery.receipt.lease(), settling)
+}
+
+fn kept(settlement: Settlement) -> Result<(), SettleError> {
+    let kept = Some(Box::new(settlement));
+    Err(SettleError {
+        cause: unreachable(),
+        kept,
+    })
+}
+
+fn unanswered() -> SettleError {
+    SettleError {
+        cause: unreachable(),
+        kept: None,
+    }
+}
