@@ -10,6 +10,7 @@ use crate::load::{Contestant, Tally};
 use crate::rabbit::{BODY, Queue};
 use crate::report::{Report, Wanted, number};
 use crate::rounds::{Progress, turns};
+use crate::servers;
 
 const CONTESTANTS: [Contestant; 3] = [Contestant::Raw, Contestant::InProcess, Contestant::Redis];
 
@@ -25,7 +26,8 @@ struct Seen {
 
 /// Measures the time from sending to handling at a thousand messages a second.
 pub(crate) async fn measure(rounds: u32, messages: u32, report: &mut Report) -> Result<()> {
-    let (rabbitmq, redis) = (integration::rabbitmq().await, integration::redis().await);
+    let (rabbitmq, redis) = servers::running().await;
+    let (rabbitmq, redis) = (rabbitmq.as_str(), redis.as_str());
     let steps = u64::from(rounds) * CONTESTANTS.len() as u64;
     let progress = Progress::new("c", steps);
     let mut seen = CONTESTANTS.map(|_| Seen::default());

@@ -13,6 +13,7 @@ mod pipeline;
 mod rabbit;
 mod report;
 mod rounds;
+mod servers;
 mod throughput;
 
 use std::alloc::System;

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use crate::rabbit::Queue;
 use crate::report::{Report, Wanted, number};
 use crate::rounds::Progress;
+use crate::servers;
 
 /// How long messages wait at least.
 const WAIT: Duration = Duration::from_hours(1);
@@ -38,7 +39,8 @@ struct Said {
 
 /// Measures the memory of a consumer in a process of its own, while it sends messages to their wait.
 pub(crate) async fn measure(messages: u32, report: &mut Report) -> Result<()> {
-    let (rabbitmq, redis) = (integration::rabbitmq().await, integration::redis().await);
+    let (rabbitmq, redis) = servers::running().await;
+    let (rabbitmq, redis) = (rabbitmq.as_str(), redis.as_str());
     let progress = Progress::new("d", messages.into());
     let queue = Queue::declare(rabbitmq).await?;
     let mut child = Command::new(std::env::current_exe()?)

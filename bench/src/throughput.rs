@@ -9,6 +9,7 @@ use crate::load::{Contestant, Tally};
 use crate::rabbit::{BODY, Queue};
 use crate::report::{Report, Wanted, number};
 use crate::rounds::{Progress, ratios, turns};
+use crate::servers;
 
 const CONTESTANTS: [Contestant; 5] = [
     Contestant::Raw,
@@ -20,7 +21,8 @@ const CONTESTANTS: [Contestant; 5] = [
 
 /// Measures how fast a queue that is full is emptied.
 pub(crate) async fn measure(rounds: u32, messages: u32, report: &mut Report) -> Result<()> {
-    let (rabbitmq, redis) = (integration::rabbitmq().await, integration::redis().await);
+    let (rabbitmq, redis) = servers::running().await;
+    let (rabbitmq, redis) = (rabbitmq.as_str(), redis.as_str());
     let steps = u64::from(rounds) * CONTESTANTS.len() as u64;
     let progress = Progress::new("b", steps);
     let mut speeds = CONTESTANTS.map(|_| Vec::new());

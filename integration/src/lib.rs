@@ -11,6 +11,7 @@
 //! [`Proxy`] before the shared one. What a binary started is removed when it ends, however it ends.
 
 mod container;
+mod direct;
 mod docker;
 mod ports;
 mod proxy;
@@ -27,6 +28,7 @@ use anyhow::Result;
 use tokio::sync::OnceCell;
 
 pub use container::Server;
+pub use direct::past_proxy;
 pub use proxy::{Mode, Proxy};
 pub use rabbitmq::{Plugins, rabbitmq, rabbitmq_version, start_rabbitmq, start_rabbitmq_with};
 pub use redis::{redis, start_redis};

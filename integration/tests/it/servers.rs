@@ -70,6 +70,21 @@ async fn a_rabbitmq_keeps_its_url_over_a_kill_and_a_restart() {
 }
 
 #[tokio::test]
+async fn a_server_is_reached_past_the_proxy_too() {
+    for url in [integration::rabbitmq().await, integration::redis().await] {
+        let direct = integration::past_proxy(url).await;
+        let (scheme, _) = url.split_once("://").unwrap();
+        if scheme == "amqp" {
+            speaks_amqp(&direct).await;
+        } else {
+            assert_eq!(ask(&direct, b"PING\r\n").await, b"+PONG\r\n");
+        }
+    }
+    let elsewhere = "redis://redis.example:6379";
+    assert_eq!(integration::past_proxy(elsewhere).await, elsewhere);
+}
+
+#[tokio::test]
 async fn a_redis_keeps_its_url_and_its_data_over_a_restart() {
     let arguments = ["--maxmemory", "64mb"];
     let server = integration::start_redis(&arguments).await.unwrap();
