@@ -113,15 +113,19 @@ impl Settlements {
 
     /// Gives a message back for as long as it is ours: a broker that delivers until the connection
     /// ends has no other way to get it back. Attempts that were used stay used: without a store nobody
-    /// but the broker counts them.
+    /// but the broker counts them. Nor does it come back before the wait that was decided.
     async fn give_back(&self, refused: Settlement, hold: &Hold) {
-        let after = Duration::from_secs(5);
         let Settlement { delivery, verdict } = refused;
-        let used = match verdict {
-            Verdict::Retry { attempts_used, .. } => attempts_used,
-            Verdict::DeadLetter(letter) => letter.attempts,
-            Verdict::Complete | Verdict::Release { .. } => delivery.attempts_used,
+        let (used, wait) = match verdict {
+            Verdict::Retry {
+                after,
+                attempts_used,
+            } => (attempts_used, after),
+            Verdict::DeadLetter(letter) => (letter.attempts, Duration::ZERO),
+            Verdict::Release { after } => (delivery.attempts_used, after),
+            Verdict::Complete => (delivery.attempts_used, Duration::ZERO),
         };
+        let after = wait.max(Duration::from_secs(5));
         let verdict = if used > delivery.attempts_used {
             Verdict::Retry {
                 after,
