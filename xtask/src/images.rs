@@ -1,7 +1,8 @@
 //! Builds container images from Debian's packages, for machines that reach no image registry.
 //!
 //! The base is made by debootstrap, from the mirror that the machine's own apt uses; the server is
-//! installed into it by `docker build`. An image that exists is kept.
+//! installed into it by `docker build`, from there or from the index that the machine's own pip uses. An
+//! image that exists is kept.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::apt::Apt;
+use crate::pip::Pip;
 use crate::shell;
 
 /// Build the container images that the tests use where no image can be pulled.
@@ -33,6 +35,7 @@ enum Choice {
     #[value(name = "rabbitmq-3.10")]
     Rabbitmq310,
     Redis,
+    Localstack,
     All,
 }
 
@@ -61,9 +64,11 @@ impl Choice {
             Self::Rabbitmq40 => &[Image::RABBITMQ_4_0],
             Self::Rabbitmq310 => &[Image::RABBITMQ_3_10],
             Self::Redis => &[Image::REDIS],
+            Self::Localstack => &[Image::LOCALSTACK],
             Self::All => &[
                 Image::RABBITMQ_4_3,
                 Image::REDIS,
+                Image::LOCALSTACK,
                 Image::RABBITMQ_4_0,
                 Image::RABBITMQ_3_10,
             ],
@@ -80,8 +85,17 @@ pub(crate) struct Image {
     official: &'static str,
     /// The Debian suite that carries this version.
     suite: &'static str,
+    /// Where the server comes from.
+    packages: Packages,
     /// The files that `docker build` needs.
     files: &'static [(&'static str, &'static str)],
+}
+
+/// Whose packages are installed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Packages {
+    Debian,
+    DebianAndPython,
 }
 
 const RABBITMQ_FILES: &[(&str, &str)] = &[
@@ -97,6 +111,7 @@ impl Image {
         tag: "backstop-test/rabbitmq:4.3",
         official: "rabbitmq:4.3",
         suite: "forky",
+        packages: Packages::Debian,
         files: RABBITMQ_FILES,
     };
 
@@ -104,6 +119,7 @@ impl Image {
         tag: "backstop-test/rabbitmq:4.0",
         official: "rabbitmq:4.0",
         suite: "trixie",
+        packages: Packages::Debian,
         files: RABBITMQ_FILES,
     };
 
@@ -111,6 +127,7 @@ impl Image {
         tag: "backstop-test/rabbitmq:3.10",
         official: "rabbitmq:3.10",
         suite: "bookworm",
+        packages: Packages::Debian,
         files: RABBITMQ_FILES,
     };
 
@@ -118,7 +135,26 @@ impl Image {
         tag: "backstop-test/redis:8",
         official: "redis:8",
         suite: "forky",
+        packages: Packages::Debian,
         files: &[("Dockerfile", include_str!("../images/redis/Dockerfile"))],
+    };
+
+    /// SQS. The official image is another emulator's: LocalStack's own wants a token.
+    pub(crate) const LOCALSTACK: Self = Self {
+        tag: "backstop-test/localstack:2026.3",
+        official: "softwaremill/elasticmq-native:1.7.1",
+        suite: "trixie",
+        packages: Packages::DebianAndPython,
+        files: &[
+            (
+                "Dockerfile",
+                include_str!("../images/localstack/Dockerfile"),
+            ),
+            (
+                "requirements.txt",
+                include_str!("../images/localstack/requirements.txt"),
+            ),
+        ],
     };
 
     /// Sees to it that this image or the official one is on this machine.
@@ -150,6 +186,9 @@ impl Image {
             fs::write(context.path.join(name), content)?;
         }
         apt.write_configuration(&context.path.join("apt"))?;
+        if self.packages == Packages::DebianAndPython {
+            Pip::of_this_machine().write_configuration(&context.path.join("pip"))?;
+        }
         let base_argument = format!("BASE={base}");
         let mut build = Command::new("docker");
         build.args(["build", "--quiet", "--network", "host"]);

@@ -2,6 +2,7 @@
 
 mod apt;
 mod images;
+mod pip;
 mod shell;
 mod test;
 

@@ -117,7 +117,8 @@ impl Test {
             "the tests need Docker: install and start it, and let this user use it"
         );
         self.rabbitmq.image().ensure()?;
-        Image::REDIS.ensure()
+        Image::REDIS.ensure()?;
+        Image::LOCALSTACK.ensure()
     }
 
     fn cargo_test(&self, targets: &[&str]) -> Result<()> {
