@@ -74,7 +74,7 @@ impl Publisher {
             let message = Arc::new(message);
             outgoing.push(Outgoing { message, delay });
         }
-        let limit = self.broker.capabilities().max_delay;
+        let limit = self.broker.capabilities().max_publication_delay;
         if let Some(limit) = limit
             && let Some(outgoing) = outgoing.iter().find(|outgoing| outgoing.delay > limit)
         {

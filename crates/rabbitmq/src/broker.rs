@@ -226,6 +226,7 @@ impl Broker for RabbitMq {
             release: ReleaseCost::Free,
             lease: DeliveryLease::Connection,
             max_delay: Some(delay::LONGEST),
+            max_publication_delay: Some(delay::LONGEST),
             max_body: self.shared.max_body(),
             survival: Survival::Durable,
         }

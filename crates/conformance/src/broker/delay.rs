@@ -168,11 +168,17 @@ async fn a_short_delay_does_not_wait_for_a_long_one(stage: Stage) -> Result<()> 
 
 async fn a_delay_above_the_brokers_maximum_is_refused(stage: Stage) -> Result<()> {
     let scene = stage.scene().await?;
-    let limit = scene
-        .broker
-        .capabilities()
-        .max_delay
-        .context("no maximum is declared")?;
+    let capabilities = scene.broker.capabilities();
+    if let Some(limit) = capabilities.max_delay {
+        a_longer_retry_is_refused(&scene, limit).await?;
+    }
+    if let Some(limit) = capabilities.max_publication_delay {
+        a_longer_publication_is_refused(&scene, limit).await?;
+    }
+    Ok(())
+}
+
+async fn a_longer_retry_is_refused(scene: &Scene, limit: Duration) -> Result<()> {
     let above = limit + Duration::from_secs(1);
     let builder = scene.storeless_consumer().await?;
     // No backoff is longer than a week, whatever the broker can do.
@@ -185,6 +191,11 @@ async fn a_delay_above_the_brokers_maximum_is_refused(stage: Stage) -> Result<()
     };
     let refusal = refusal.context("a backoff above the broker's maximum was accepted")?;
     ensure!(refusal.setting() == "backoff_cap", "refused: {refusal}");
+    Ok(())
+}
+
+async fn a_longer_publication_is_refused(scene: &Scene, limit: Duration) -> Result<()> {
+    let above = limit + Duration::from_secs(1);
     let publisher = Publisher::new(Arc::clone(&scene.broker));
     let error = publisher
         .publish_after(Message::new("too late"), above)

@@ -142,7 +142,11 @@ impl Declared {
             "D7" if lives_here => {
                 Some("the broker lives in this process: a handle to a queue makes the queue")
             }
-            "R12" if self.plain.max_delay.is_none() => Some("the broker's delays have no maximum"),
+            "R12"
+                if self.plain.max_delay.is_none() && self.plain.max_publication_delay.is_none() =>
+            {
+                Some("the broker's delays have no maximum")
+            }
             "E4" if self.plain.lease == DeliveryLease::Connection => {
                 Some("a delivery is held by its connection: there is no renewal to end")
             }

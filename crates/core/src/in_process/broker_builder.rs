@@ -86,6 +86,7 @@ impl InProcessBrokerBuilder {
             release: self.release,
             lease: DeliveryLease::Timed { max_total: None },
             max_delay: self.max_delay,
+            max_publication_delay: self.max_delay,
             max_body: self.max_body,
             survival: Survival::Process,
         };

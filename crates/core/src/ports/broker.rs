@@ -73,9 +73,11 @@ pub struct Capabilities {
     pub release: ReleaseCost,
     /// How a delivery is held.
     pub lease: DeliveryLease,
-    /// The longest delay of a retry or of a publication; `None` is no limit.
+    /// The longest delay of a retry; `None` is no limit.
     pub max_delay: Option<Duration>,
-    /// The largest body, in bytes.
+    /// The longest delay of a publication; `None` is no limit, zero is no delay at all.
+    pub max_publication_delay: Option<Duration>,
+    /// The largest body, in bytes; of text, where a broker carries only text and has to encode the rest.
     pub max_body: usize,
     /// What outlives a restart.
     pub survival: Survival,
@@ -218,7 +220,9 @@ pub struct SettleError {
 #[async_trait]
 pub trait Subscription: Send + Sync + 'static {
     /// Waits for deliveries: at least one, at most `max`. After a transient error it answers with none,
-    /// once, as soon as it receives again: an idle queue would not show that otherwise.
+    /// once, as soon as it receives again: an idle queue would not show that otherwise. Under load it may
+    /// also answer with none, soon, to be asked again when there is more room: where each call is billed,
+    /// full batches are worth that.
     ///
     /// # Errors
     ///
