@@ -4,6 +4,8 @@
 //! cargo run -p backstop --example swap_brokers
 //! cargo run -p backstop --example swap_brokers --features rabbitmq,redis -- \
 //!     'amqp://guest:guest@localhost?queue=greetings&declare=true' redis://localhost
+//! cargo run -p backstop --example swap_brokers --features sqs,redis -- \
+//!     'sqs:///greetings?region=eu-central-1&declare=true' redis://localhost
 //! ```
 //!
 //! Ctrl-C ends it.

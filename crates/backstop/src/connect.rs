@@ -7,8 +7,8 @@ use backstop_core::{
 use crate::memory::{in_process_queue, in_process_store};
 
 /// What `connect` takes, for error messages.
-const BROKERS: &str =
-    "memory://<queue>, amqp://<host>?queue=<queue> or amqps://<host>?queue=<queue>";
+const BROKERS: &str = "memory://<queue>, amqp://<host>?queue=<queue>, amqps://<host>?queue=<queue> or \
+     sqs://<host>/<account>/<queue>";
 /// What `connect_store` takes, for error messages.
 const STORES: &str = "memory://<name>, redis://<host>, redis+cluster://<host>,<host>,… or \
                       redis+sentinel://<host>,<host>,…/<service>, and rediss for TLS";
@@ -17,7 +17,9 @@ const STORES: &str = "memory://<name>, redis://<host>, redis+cluster://<host>,<h
 ///
 /// `memory://<queue>` is a queue inside this process, the same one for all who name it.
 /// `amqp://user:password@host/vhost?queue=<queue>` and `amqps://` are RabbitMQ, with the feature
-/// `rabbitmq`; `declare=true` among the parameters makes the queue and what belongs to it.
+/// `rabbitmq`. `sqs://<host>/<account>/<queue>`, or `sqs:///<queue>?region=<region>`, is Amazon SQS, with
+/// the feature `sqs`; credentials come from the AWS chain. `declare=true` among the parameters makes the
+/// queue and what belongs to it.
 ///
 /// # Errors
 ///
@@ -39,6 +41,7 @@ pub async fn connect(url: &str) -> Result<BrokerHandle, BrokerError> {
             Ok(in_process_queue(name).into())
         }
         scheme @ ("amqp" | "amqps") => rabbitmq(scheme, url).await,
+        scheme @ "sqs" => sqs(scheme, url).await,
         scheme if is_redis(scheme) => {
             let text = format!(
                 "{scheme}:// names an idempotency store, and this has to be a broker: give {BROKERS}"
@@ -73,7 +76,7 @@ pub async fn connect_store(url: &str) -> Result<StoreHandle, StoreError> {
             Ok(in_process_store(name).into())
         }
         scheme if is_redis(scheme) => redis(scheme, url).await,
-        scheme @ ("amqp" | "amqps") => {
+        scheme @ ("amqp" | "amqps" | "sqs") => {
             let text = format!(
                 "{scheme}:// names a broker, and this has to be an idempotency store: give {STORES}"
             );
@@ -97,6 +100,21 @@ async fn rabbitmq(_scheme: &str, url: &str) -> Result<BrokerHandle, BrokerError>
 )]
 async fn rabbitmq(scheme: &str, _url: &str) -> Result<BrokerHandle, BrokerError> {
     let text = feature_is_off(scheme, "rabbitmq");
+    Err(BrokerError::new(BrokerErrorKind::Configuration, text))
+}
+
+#[cfg(feature = "sqs")]
+async fn sqs(_scheme: &str, url: &str) -> Result<BrokerHandle, BrokerError> {
+    Ok(backstop_sqs::Sqs::connect(url).await?.into())
+}
+
+#[cfg(not(feature = "sqs"))]
+#[expect(
+    clippy::unused_async,
+    reason = "with the feature on, a connection is awaited"
+)]
+async fn sqs(scheme: &str, _url: &str) -> Result<BrokerHandle, BrokerError> {
+    let text = feature_is_off(scheme, "sqs");
     Err(BrokerError::new(BrokerErrorKind::Configuration, text))
 }
 
@@ -124,7 +142,7 @@ fn is_redis(scheme: &str) -> bool {
     matches!(kind, Some("" | "+cluster" | "+sentinel"))
 }
 
-#[cfg(not(all(feature = "rabbitmq", feature = "redis")))]
+#[cfg(not(all(feature = "rabbitmq", feature = "redis", feature = "sqs")))]
 fn feature_is_off(scheme: &str, feature: &str) -> String {
     format!(
         "{scheme}:// needs the feature `{feature}` of the crate `backstop`, which is off in this \

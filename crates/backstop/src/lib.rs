@@ -45,6 +45,7 @@
 //! |---|---|---|
 //! | `memory://<queue>` | a queue, or a store, inside this process | none |
 //! | `amqp://`, `amqps://`, with `?queue=<queue>` | RabbitMQ | `rabbitmq` |
+//! | `sqs://<host>/<account>/<queue>`, `sqs:///<queue>?region=<region>` | Amazon SQS | `sqs` |
 //! | `redis://`, `redis+cluster://`, `redis+sentinel://`, and `rediss` for TLS | an idempotency store on Redis | `redis` |
 //!
 //! No feature is on by default, and switching one on changes nothing by itself.
@@ -71,6 +72,8 @@ pub use backstop_core::{
 pub use backstop_rabbitmq::{RabbitMq, RabbitMqConfig, Topology};
 #[cfg(feature = "redis")]
 pub use backstop_redis_dedupe::{RedisStore, RedisStoreConfig};
+#[cfg(feature = "sqs")]
+pub use backstop_sqs::{Sqs, SqsConfig, SqsTopology};
 
 pub use connect::{connect, connect_store};
 pub use memory::{in_process_queue, in_process_store};

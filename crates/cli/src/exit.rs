@@ -65,7 +65,10 @@ impl CommandError {
         };
         let shown = shown.strip_prefix(error.setting()).unwrap_or(&shown);
         let hint = match error.setting() {
-            "ordered" => "; on RabbitMQ: add partitions=<number> to the parameters of --url",
+            "ordered" => {
+                "; on RabbitMQ: add partitions=<number> to the parameters of --url; on SQS: name a FIFO \
+                 queue"
+            }
             _ => "",
         };
         Self::new(Code::Usage, format!("{option}{shown}{hint}"))

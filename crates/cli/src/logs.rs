@@ -35,6 +35,10 @@ pub(crate) fn start(default: &str, look: Look) {
     if !wanted.contains("lapin") {
         wanted.push_str(",lapin=off");
     }
+    // Below that the client of SQS tells of each request, at last with headers and bodies.
+    if !wanted.contains("aws") {
+        wanted.push_str(",aws=warn");
+    }
     let filter = EnvFilter::new(wanted);
     let registry = tracing_subscriber::registry().with(filter);
     // Fails only if logs are started already.

@@ -11,12 +11,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("backstop-conformance", &["backstop-core"]),
     ("backstop-rabbitmq", &["backstop-core"]),
     ("backstop-redis-dedupe", &["backstop-core"]),
+    ("backstop-sqs", &["backstop-core"]),
     (
         "backstop",
         &[
             "backstop-core",
             "backstop-rabbitmq",
             "backstop-redis-dedupe",
+            "backstop-sqs",
         ],
     ),
     ("backstop-cli", &["backstop"]),
@@ -27,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "backstop-core",
             "backstop-rabbitmq",
             "backstop-redis-dedupe",
+            "backstop-sqs",
             "integration",
         ],
     ),
@@ -38,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "backstop-core",
             "backstop-rabbitmq",
             "backstop-redis-dedupe",
+            "backstop-sqs",
         ],
     ),
     ("backstop-sim", &["backstop-core"]),
@@ -51,6 +55,8 @@ const FOR_TESTS: &[&str] = &["backstop-conformance", "integration"];
 const CLIENTS: &[(&str, &[&str])] = &[
     ("lapin", &["backstop-rabbitmq", "bench", "integration"]),
     ("redis", &["backstop-redis-dedupe", "bench", "integration"]),
+    ("aws-config", &["backstop-sqs", "bench", "integration"]),
+    ("aws-sdk-sqs", &["backstop-sqs", "bench", "integration"]),
     ("testcontainers", &["integration"]),
 ];
 

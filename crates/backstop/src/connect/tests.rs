@@ -47,12 +47,18 @@ async fn no_refusal_shows_a_password() {
         "user:hunter2://host",
         "memory://user:hunter2@host",
         "redis://user:hunter2@host",
+        "sqs://user:hunter2@host/orders",
         "",
     ] {
         let text = refused(url).await;
         assert!(!text.contains("hunter2"), "{text}");
     }
-    for url in ["amqp://user:hunter2@host", "user:hunter2@host", "hunter2"] {
+    for url in [
+        "amqp://user:hunter2@host",
+        "sqs://user:hunter2@host/q",
+        "user:hunter2@host",
+        "hunter2",
+    ] {
         let text = refused_store(url).await;
         assert!(!text.contains("hunter2"), "{text}");
     }
@@ -74,6 +80,20 @@ async fn a_store_is_no_broker_and_a_broker_no_store() {
 async fn a_feature_that_is_off_is_named() {
     let text = refused("amqp://guest:guest@host?queue=orders").await;
     assert!(text.contains("features = [\"rabbitmq\"]"), "{text}");
+}
+
+#[cfg(not(feature = "sqs"))]
+#[tokio::test]
+async fn the_feature_for_sqs_is_named_where_it_is_off() {
+    let text = refused("sqs:///orders").await;
+    assert!(text.contains("features = [\"sqs\"]"), "{text}");
+}
+
+#[cfg(feature = "sqs")]
+#[tokio::test]
+async fn the_scheme_of_sqs_reaches_sqs() {
+    let text = refused("sqs:///orders?prefetch=3").await;
+    assert!(text.contains("\"prefetch\""), "{text}");
 }
 
 #[cfg(not(feature = "redis"))]

@@ -34,8 +34,8 @@ bad line is published.";
 #[derive(Args)]
 #[command(long_about = ABOUT)]
 pub(crate) struct Publish {
-    /// The queue: `amqp://user:password@host/vhost?queue=<queue>` (amqps:// for TLS), or
-    /// `memory://<queue>`
+    /// The queue: `amqp://user:password@host/vhost?queue=<queue>` (amqps:// for TLS),
+    /// `sqs://<host>/<account>/<queue>` (or `sqs:///<queue>?region=<region>`), or `memory://<queue>`
     #[arg(long, env = "BACKSTOP_URL", hide_env_values = true)]
     url: String,
     /// The body of one message

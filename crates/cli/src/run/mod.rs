@@ -51,16 +51,17 @@ Ctrl-C or SIGTERM drains: running programs may finish within --grace. A second o
 once. If backstop itself is killed, its programs run on, and after --claim-lease their messages are \
 handled again, under a higher fence.
 
-On RabbitMQ, declare=true among the parameters of --url makes the queue and its dead-letter queue \
-where they are missing, and partitions=<number> lets --ordered keep order across processes. Messages \
-that their publisher gives no id need --key-from.";
+declare=true among the parameters of --url makes the queue and its dead-letter queue where they are \
+missing. On RabbitMQ, partitions=<number> lets --ordered keep order across processes; on SQS a FIFO queue \
+does. Messages that their publisher gives no id need --key-from on RabbitMQ; SQS gives them one. AWS \
+credentials come from where the AWS command has them.";
 
 /// Consume a queue with a program or an HTTP endpoint
 #[derive(Args)]
 #[command(long_about = ABOUT)]
 pub(crate) struct Run {
-    /// The queue: `amqp://user:password@host/vhost?queue=<queue>` (amqps:// for TLS), or
-    /// `memory://<queue>`
+    /// The queue: `amqp://user:password@host/vhost?queue=<queue>` (amqps:// for TLS),
+    /// `sqs://<host>/<account>/<queue>` (or `sqs:///<queue>?region=<region>`), or `memory://<queue>`
     #[arg(long, env = "BACKSTOP_URL", hide_env_values = true)]
     url: String,
     /// Where repeats are remembered: redis://, rediss://, redis+cluster://, redis+sentinel://, or

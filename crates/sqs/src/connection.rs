@@ -1,0 +1,188 @@
+//! The SDK's clients, and where the queues are.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_sqs::config::retry::RetryConfig;
+use aws_sdk_sqs::config::timeout::TimeoutConfig;
+use aws_sdk_sqs::config::{
+    ConfigBag, Credentials, Intercept, RuntimeComponents, StalledStreamProtectionConfig,
+};
+use aws_sdk_sqs::error::BoxError;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use backstop_core::{BrokerError, BrokerErrorKind};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use crate::config::SqsConfig;
+use crate::error::{closed, failed};
+
+/// The most tries of a call by the SDK, the first included: it waits up to a second before the second,
+/// twice that before the third. Whoever asked then backs off by its own, longer waits.
+const TRIES: u32 = 3;
+
+/// One way to SQS: clients, and the queue's address once it is known.
+pub(crate) struct Link {
+    pub(crate) config: SqsConfig,
+    clients: OnceCell<Clients>,
+    queue_url: Mutex<Option<Arc<str>>>,
+    calls: Arc<AtomicU64>,
+    closed: AtomicBool,
+}
+
+/// Clients of one configuration.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    /// For calls that SQS answers at once.
+    pub(crate) prompt: Client,
+    /// For long polls: its answers take as long as they may.
+    pub(crate) polling: Client,
+}
+
+impl Link {
+    pub(crate) fn new(config: SqsConfig) -> Self {
+        Self {
+            config,
+            clients: OnceCell::new(),
+            queue_url: Mutex::default(),
+            calls: Arc::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// HTTP requests that were sent, those of the SDK's own retries included.
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    pub(crate) async fn clients(&self) -> Result<&Clients, BrokerError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(closed());
+        }
+        Ok(self
+            .clients
+            .get_or_init(async || self.make_clients().await)
+            .await)
+    }
+
+    pub(crate) async fn client(&self) -> Result<&Client, BrokerError> {
+        Ok(&self.clients().await?.prompt)
+    }
+
+    async fn make_clients(&self) -> Clients {
+        let config = &self.config;
+        let shared = sdk_config(config).await;
+        let client = |answer_within: Duration| {
+            let timeouts = TimeoutConfig::builder()
+                .connect_timeout(config.connect_timeout)
+                .operation_attempt_timeout(config.connect_timeout + answer_within)
+                .build();
+            let mut builder = aws_sdk_sqs::config::Builder::from(&shared)
+                .retry_config(RetryConfig::standard().with_max_attempts(TRIES))
+                .timeout_config(timeouts)
+                // A long poll sends nothing for a long time; the timeouts above see to the rest.
+                .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+                .interceptor(Counter(Arc::clone(&self.calls)));
+            if let Some(endpoint) = &config.endpoint {
+                builder = builder.endpoint_url(endpoint);
+            }
+            Client::from_conf(builder.build())
+        };
+        Clients {
+            prompt: client(config.timeout),
+            polling: client(config.timeout + Duration::from_secs(config.wait.into())),
+        }
+    }
+
+    /// The queue's URL, as SQS gives it.
+    ///
+    /// # Errors
+    ///
+    /// When the queue does not exist, or SQS cannot be asked.
+    pub(crate) async fn queue_url(&self) -> Result<Arc<str>, BrokerError> {
+        if let Some(url) = self.queue_url.lock().clone() {
+            return Ok(url);
+        }
+        let url = self.look_up(&self.config.queue).await?;
+        *self.queue_url.lock() = Some(Arc::clone(&url));
+        Ok(url)
+    }
+
+    /// Asks again next time: the queue may have been deleted and made anew.
+    pub(crate) fn forget_queue_url(&self) {
+        *self.queue_url.lock() = None;
+    }
+
+    /// The URL of a queue of the same account.
+    pub(crate) async fn look_up(&self, queue: &str) -> Result<Arc<str>, BrokerError> {
+        self.look_up_in(queue, self.config.account.as_deref()).await
+    }
+
+    pub(crate) async fn look_up_in(
+        &self,
+        queue: &str,
+        account: Option<&str>,
+    ) -> Result<Arc<str>, BrokerError> {
+        let asked = self
+            .client()
+            .await?
+            .get_queue_url()
+            .queue_name(queue)
+            .set_queue_owner_aws_account_id(account.map(str::to_owned))
+            .send()
+            .await;
+        let doing = format!("the queue {queue:?} cannot be found");
+        let answer = asked.map_err(|error| failed(&doing, &error))?;
+        match answer.queue_url {
+            Some(url) => Ok(url.into()),
+            None => Err(BrokerError::new(BrokerErrorKind::Other, doing)),
+        }
+    }
+}
+
+async fn sdk_config(config: &SqsConfig) -> SdkConfig {
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+    if let Some(region) = config.signing_region() {
+        loader = loader.region(Region::new(region.to_owned()));
+    }
+    if let Some(profile) = &config.profile {
+        loader = loader.profile_name(profile);
+    }
+    if let Some(given) = &config.credentials {
+        let (id, secret) = (&given.access_key_id, &given.secret_access_key);
+        loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "backstop"));
+    }
+    loader.load().await
+}
+
+/// Counts what SQS bills.
+#[derive(Debug)]
+struct Counter(Arc<AtomicU64>);
+
+impl Intercept for Counter {
+    fn name(&self) -> &'static str {
+        "backstop-calls"
+    }
+
+    fn read_before_transmit(
+        &self,
+        _context: &BeforeTransmitInterceptorContextRef<'_>,
+        _components: &RuntimeComponents,
+        _config: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use backstop_core::SubscriptionOrder;
+
+use super::*;
+
+fn queue() -> Queue {
+    Queue {
+        arn: "arn:aws:sqs:eu-west-1:123456789012:orders".to_owned(),
+        visibility: Duration::from_secs(30),
+        retention: Duration::from_hours(96),
+        max_bytes: 1_048_576,
+        redrive: None,
+        depth: 0,
+    }
+}
+
+fn options() -> SubscribeOptions {
+    SubscribeOptions {
+        consumer: "billing".into(),
+        order: SubscriptionOrder::Unordered,
+        max_buffered: NonZeroUsize::MIN,
+        max_attempts: NonZeroU32::new(5).unwrap(),
+        handler_timeout: Duration::from_mins(1),
+        longest_wait: Duration::from_mins(5),
+    }
+}
+
+fn config(url: &str) -> SqsConfig {
+    SqsConfig::from_url(url).unwrap()
+}
+
+fn settings(judge: impl FnOnce(&mut Vec<Finding>)) -> Vec<(Severity, String)> {
+    let mut findings = Vec::new();
+    judge(&mut findings);
+    let pair = |finding: Finding| {
+        assert!(!finding.problem.is_empty() && !finding.fix.is_empty());
+        (finding.severity, finding.setting)
+    };
+    findings.into_iter().map(pair).collect()
+}
+
+fn refusal(setting: &str) -> Vec<(Severity, String)> {
+    vec![(Severity::Refusal, setting.to_owned())]
+}
+
+#[test]
+fn the_native_cap_has_to_be_above_ours() {
+    let policy = |max_receive_count| RedrivePolicy {
+        dead_letter_target_arn: "arn:aws:sqs:eu-west-1:123456789012:dead".to_owned(),
+        max_receive_count,
+    };
+    let judged = |count| {
+        settings(|findings| judge_count(findings, &policy(count), &options(), &config("sqs:///q")))
+    };
+    assert_eq!(judged(5), refusal("maxReceiveCount"));
+    assert_eq!(judged(6), []);
+}
+
+#[test]
+fn a_lease_has_to_be_extendable_and_the_work_to_fit_into_twelve_hours() {
+    let judged = |seconds, url: &str, options: &SubscribeOptions| {
+        let source = Queue {
+            visibility: Duration::from_secs(seconds),
+            ..queue()
+        };
+        settings(|findings| judge_lease(findings, &source, options, &config(url)))
+    };
+    assert_eq!(judged(30, "sqs:///q", &options()), []);
+    assert_eq!(
+        judged(0, "sqs:///q", &options()),
+        refusal("VisibilityTimeout")
+    );
+    assert_eq!(
+        judged(1, "sqs:///q", &options()),
+        refusal("VisibilityTimeout")
+    );
+    assert_eq!(judged(0, "sqs:///q?lease=30", &options()), []);
+    assert_eq!(judged(30, "sqs:///q?lease=1", &options()), refusal("lease"));
+    let warned = judged(5, "sqs:///q", &options());
+    assert_eq!(
+        warned,
+        [(Severity::Warning, "VisibilityTimeout".to_owned())]
+    );
+    let long = SubscribeOptions {
+        longest_wait: Duration::from_hours(12),
+        ..options()
+    };
+    assert_eq!(judged(30, "sqs:///q", &long), refusal("handler_timeout"));
+}
+
+#[test]
+fn the_dead_letter_queue_has_to_take_and_keep_what_the_queue_has() {
+    let judged = |name, letters: Queue| {
+        let source = queue();
+        settings(|findings| judge_target(findings, name, &letters, &source, &config("sqs:///q")))
+    };
+    assert_eq!(judged("dead", queue()), []);
+    assert_eq!(judged("dead.fifo", queue()), refusal("deadLetterTargetArn"));
+    let forgetful = Queue {
+        retention: Duration::from_hours(95),
+        ..queue()
+    };
+    assert_eq!(judged("dead", forgetful), refusal("MessageRetentionPeriod"));
+    let small = Queue {
+        max_bytes: 262_144,
+        ..queue()
+    };
+    assert_eq!(judged("dead", small), refusal("MaximumMessageSize"));
+}
+
+#[test]
+fn a_missing_dead_letter_queue_is_told_with_the_policy_to_set() {
+    let finding = no_dead_letter_queue(&config("sqs:///orders.fifo"));
+    assert_eq!(finding.severity, Severity::Refusal);
+    assert_eq!(finding.setting, "RedrivePolicy");
+    assert!(
+        finding.fix.contains("orders-dead-letters.fifo"),
+        "{}",
+        finding.fix
+    );
+}
