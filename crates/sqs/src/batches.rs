@@ -227,3 +227,48 @@ fn interrupted() -> BrokerError {
     let text = "the runtime ended before SQS answered";
     BrokerError::new(BrokerErrorKind::Closed, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::join_all;
+
+    use super::*;
+    use crate::scripted::{Script, answer};
+
+    async fn delete(script: &Script, count: usize) -> Vec<Option<BrokerErrorKind>> {
+        let batches = Batches::new(script.client(), "https://q".into());
+        let deletions = (0..count).map(|n| {
+            batches.call(Entry {
+                handle: n.to_string().into(),
+                change: Change::Delete,
+            })
+        });
+        let answers = join_all(deletions).await;
+        let kind = |answer: Answer| answer.err().map(|error| error.kind());
+        answers.into_iter().map(kind).collect()
+    }
+
+    const TEN: [usize; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_go_by_one_call_and_the_rest_soon_by_another() {
+        let script = Script::new([answer(&TEN, &[])]);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(delete(&script, 23).await, [None; 23]);
+        let sizes: Vec<_> = script.batches().iter().map(Vec::len).collect();
+        assert_eq!(sizes, [10, 10, 3]);
+        assert!(begun.elapsed() >= GATHER);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_entry_has_its_own_answer() {
+        let script = Script::new([answer(
+            &[0],
+            &[(1, "ReceiptHandleIsInvalid"), (2, "InternalError")],
+        )]);
+        let lost = Some(BrokerErrorKind::LeaseLost);
+        let again = Some(BrokerErrorKind::Unreachable);
+        let unanswered = Some(BrokerErrorKind::Other);
+        assert_eq!(delete(&script, 4).await, [None, lost, again, unanswered]);
+    }
+}

@@ -26,6 +26,9 @@ use crate::error::{closed, failed};
 /// twice that before the third. Whoever asked then backs off by its own, longer waits.
 const TRIES: u32 = 3;
 
+/// A long poll that is not answered has taken its time; that it failed has to show.
+const POLLING_TRIES: u32 = 1;
+
 /// One way to SQS: clients, and the queue's address once it is known.
 pub(crate) struct Link {
     pub(crate) config: SqsConfig,
@@ -81,13 +84,13 @@ impl Link {
     async fn make_clients(&self) -> Clients {
         let config = &self.config;
         let shared = sdk_config(config).await;
-        let client = |answer_within: Duration| {
+        let client = |answer_within: Duration, tries: u32| {
             let timeouts = TimeoutConfig::builder()
                 .connect_timeout(config.connect_timeout)
                 .operation_attempt_timeout(config.connect_timeout + answer_within)
                 .build();
             let mut builder = aws_sdk_sqs::config::Builder::from(&shared)
-                .retry_config(RetryConfig::standard().with_max_attempts(TRIES))
+                .retry_config(RetryConfig::standard().with_max_attempts(tries))
                 .timeout_config(timeouts)
                 // A long poll sends nothing for a long time; the timeouts above see to the rest.
                 .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
@@ -98,8 +101,11 @@ impl Link {
             Client::from_conf(builder.build())
         };
         Clients {
-            prompt: client(config.timeout),
-            polling: client(config.timeout + Duration::from_secs(config.wait.into())),
+            prompt: client(config.timeout, TRIES),
+            polling: client(
+                config.timeout + Duration::from_secs(config.wait.into()),
+                POLLING_TRIES,
+            ),
         }
     }
 

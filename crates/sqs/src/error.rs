@@ -28,6 +28,10 @@ where
     let Some(service) = error.as_service_error() else {
         let told = chain(error);
         let kind = kind_on_the_way(error, &told);
+        let doing = match advice_on_the_way(&told) {
+            Some(advice) => format!("{doing}: {advice}"),
+            None => doing.to_owned(),
+        };
         return BrokerError::new(kind, doing).with_source(Told(told));
     };
     let status = error.raw_response().map_or(0, |raw| raw.status().as_u16());
@@ -129,7 +133,7 @@ fn parameter(text: &str) -> BrokerErrorKind {
 fn advice(code: &str) -> Option<&'static str> {
     Some(match bare(code) {
         "NonExistentQueue" | "QueueDoesNotExist" => {
-            "the queue does not exist, in this account and region, or may not be seen"
+            "it does not exist in this account and region, or may not be seen; declare=true creates it"
         }
         "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" => {
             "the credentials have expired: waiting for new ones"
@@ -147,18 +151,30 @@ fn advice(code: &str) -> Option<&'static str> {
     })
 }
 
-/// What went wrong before SQS answered.
+/// What went wrong before SQS answered. Credentials that cannot be had may come back, like an instance's
+/// metadata service.
 fn kind_on_the_way<E>(error: &SdkError<E, HttpResponse>, told: &str) -> BrokerErrorKind {
     match error {
         SdkError::ConstructionFailure(_) => BrokerErrorKind::Configuration,
         SdkError::DispatchFailure(failure) if failure.is_user() => BrokerErrorKind::Configuration,
-        // No provider of the chain has any: waiting does not help. A provider that fails may recover.
-        SdkError::DispatchFailure(_)
-            if told.contains("no providers in chain provided credentials") =>
-        {
-            BrokerErrorKind::AccessDenied
-        }
+        _ if told.contains(NO_REGION) => BrokerErrorKind::Configuration,
         _ => BrokerErrorKind::Unreachable,
+    }
+}
+
+/// As the SDK says it.
+const NO_CREDENTIALS: &str = "no providers in chain provided credentials";
+const NO_REGION: &str = "Missing Region";
+
+fn advice_on_the_way(told: &str) -> Option<&'static str> {
+    if told.contains(NO_CREDENTIALS) {
+        Some(
+            "no AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role",
+        )
+    } else if told.contains(NO_REGION) {
+        Some("no region is known: give the URL region=<region>, or set AWS_REGION")
+    } else {
+        None
     }
 }
 

@@ -178,6 +178,8 @@ mod leases;
 mod pace;
 mod polls;
 mod publish;
+#[cfg(test)]
+mod scripted;
 mod settle;
 mod subscription;
 mod topology;

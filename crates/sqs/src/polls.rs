@@ -45,6 +45,9 @@ struct State {
     /// Counts failures that were reported: what was begun before tells nothing new.
     era: u64,
     askers: usize,
+    /// The attempt of a receive from a FIFO queue whose answer did not come: asked for again, SQS gives
+    /// the messages that are otherwise blocked, with their groups, until their leases end.
+    unanswered: Option<u128>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +64,8 @@ struct Poll {
     ask: usize,
     wait: i32,
     era: u64,
+    /// Names the attempt on a FIFO queue.
+    attempt: Option<u128>,
 }
 
 /// What a look brought.
@@ -93,6 +98,7 @@ impl Polls {
                 health: Health::Well,
                 era: 0,
                 askers: 0,
+                unanswered: None,
             }),
             changed: Notify::new(),
             stopped: CancellationToken::new(),
@@ -132,7 +138,10 @@ impl Polls {
             return Err(closed());
         }
         let mut state = self.state.lock();
-        if let Some(error) = state.failure.take() {
+        // What is there is handed out first: whoever is told of a failure pauses.
+        if state.ready.is_empty()
+            && let Some(error) = state.failure.take()
+        {
             return Err(error);
         }
         let count = state.ready.len().min(max);
@@ -164,11 +173,22 @@ impl Polls {
         for ask in receives {
             state.under_way += 1;
             state.asked += ask;
-            let era = state.era;
-            let polls = Arc::clone(self);
-            tokio::spawn(polls.poll(Poll { ask, wait, era }));
+            let poll = Poll {
+                ask,
+                wait,
+                era: state.era,
+                attempt: self.attempt(state),
+            };
+            tokio::spawn(Arc::clone(self).poll(poll));
         }
         None
+    }
+
+    fn attempt(&self, state: &mut State) -> Option<u128> {
+        match self.kind {
+            QueueKind::Standard => None,
+            QueueKind::Fifo => state.unanswered.take().or_else(|| Some(rand::random())),
+        }
     }
 
     async fn poll(self: Arc<Self>, poll: Poll) {
@@ -177,17 +197,19 @@ impl Polls {
         if !given_back.is_empty() {
             self.desk.give_back(given_back).await;
         } else if self.is_unattended() {
-            tokio::time::sleep(UNATTENDED).await;
-            if self.is_unattended() {
-                self.give_ready_back().await;
-            }
+            self.give_back_unattended().await;
+        }
+    }
+
+    /// Gives back what nobody asks for in time.
+    async fn give_back_unattended(self: Arc<Self>) {
+        tokio::time::sleep(UNATTENDED).await;
+        if self.is_unattended() {
+            self.clear().await;
         }
     }
 
     async fn ask(&self, poll: Poll) -> Result<Vec<Arrival>, BrokerError> {
-        // A retry by the SDK gets the same messages, instead of a group that is blocked by those of an
-        // answer that was lost.
-        let attempt = (self.kind == QueueKind::Fifo).then(rand::random::<u128>);
         let asked = self
             .clients
             .polling
@@ -198,7 +220,7 @@ impl Polls {
             .visibility_timeout(i32::try_from(self.desk.leases.seconds()).unwrap_or(30))
             .message_attribute_names("All")
             .message_system_attribute_names(System::All)
-            .set_receive_request_attempt_id(attempt.map(|id| format!("{id:032x}")))
+            .set_receive_request_attempt_id(poll.attempt.map(|id| format!("{id:032x}")))
             .send()
             .await;
         let answer = asked.map_err(|error| failed("receiving from SQS fails", &error))?;
@@ -225,6 +247,7 @@ impl Polls {
             }
             Err(error) => {
                 state.pace.failed();
+                state.unanswered = poll.attempt;
                 if poll.era == state.era {
                     state.era += 1;
                     state.health = Health::Failing;
@@ -242,12 +265,6 @@ impl Polls {
         state.askers == 0 && !state.ready.is_empty()
     }
 
-    async fn give_ready_back(&self) {
-        let ready = std::mem::take(&mut self.state.lock().ready);
-        let arrivals = ready.into_iter().map(|(arrival, _)| arrival);
-        self.desk.give_back(arrivals.collect()).await;
-    }
-
     /// Ends receives that are waited for. What those under way still bring is given back.
     pub(crate) fn stop(&self) {
         self.stopped.cancel();
@@ -255,7 +272,9 @@ impl Polls {
 
     /// Gives back what nobody has asked for.
     pub(crate) async fn clear(&self) {
-        self.give_ready_back().await;
+        let ready = std::mem::take(&mut self.state.lock().ready);
+        let arrivals = ready.into_iter().map(|(arrival, _)| arrival);
+        self.desk.give_back(arrivals.collect()).await;
     }
 }
 
@@ -272,10 +291,10 @@ fn waited_for(error: BrokerError) -> BrokerError {
 }
 
 /// Somebody waits for messages.
-struct Asking<'a>(&'a Polls);
+struct Asking<'a>(&'a Arc<Polls>);
 
 impl<'a> Asking<'a> {
-    fn begin(polls: &'a Polls) -> Self {
+    fn begin(polls: &'a Arc<Polls>) -> Self {
         polls.state.lock().askers += 1;
         Self(polls)
     }
@@ -284,5 +303,10 @@ impl<'a> Asking<'a> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         self.0.state.lock().askers -= 1;
+        if self.0.is_unattended()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(Arc::clone(self.0).give_back_unattended());
+        }
     }
 }

@@ -162,8 +162,11 @@ pub(crate) fn unanswered() -> BrokerError {
 
 #[cfg(test)]
 mod tests {
+    use backstop_core::BrokerErrorKind;
+
     use super::*;
     use crate::attributes::Attributes;
+    use crate::scripted::{Script, answer};
 
     fn native(bytes: usize) -> Native {
         Native {
@@ -196,5 +199,48 @@ mod tests {
         assert_eq!(cut_of(&[half, half, 1]), [vec![0, 1], vec![2]]);
         assert_eq!(cut_of(&[half, half + 1, 1]), [vec![0], vec![1, 2]]);
         assert_eq!(cut_of(&[MAX_BYTES, MAX_BYTES]), [vec![0], vec![1]]);
+    }
+
+    async fn send_all(
+        script: &Script,
+        count: usize,
+        kind: QueueKind,
+    ) -> Vec<Option<BrokerErrorKind>> {
+        let messages = (0..count).map(|_| Ok(native(1))).collect();
+        let answers = send(&script.client(), "https://q", messages, kind).await;
+        let kind = |answer: Result<(), BrokerError>| answer.err().map(|error| error.kind());
+        answers.into_iter().map(kind).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_batch_only_what_may_succeed_is_sent_again() {
+        let partly = answer(&[0], &[(1, "InternalError"), (2, "InvalidMessageContents")]);
+        let script = Script::new([partly, answer(&[1], &[])]);
+        let answers = send_all(&script, 3, QueueKind::Standard).await;
+        assert_eq!(answers, [None, None, Some(BrokerErrorKind::Unsupported)]);
+        let batches = script.batches();
+        assert_eq!(batches, [vec!["0", "1", "2"], vec!["1"]]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_entry_that_fails_again_and_again_is_an_error() {
+        let script = Script::new([answer(&[], &[(0, "InternalError")])]);
+        let answers = send_all(&script, 1, QueueKind::Standard).await;
+        assert_eq!(answers, [Some(BrokerErrorKind::Unreachable)]);
+        assert_eq!(script.batches().len(), TRIES as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_overtakes_what_was_not_sent_to_a_fifo_queue() {
+        let script = Script::new([answer(
+            &[0, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[(9, "InternalError")],
+        )]);
+        let answers = send_all(&script, 12, QueueKind::Fifo).await;
+        let failed: Vec<_> = answers.iter().map(Option::is_some).collect();
+        assert_eq!(failed.iter().position(|failed| *failed), Some(9));
+        assert!(failed[9..].iter().all(|failed| *failed), "{answers:?}");
+        let sent: Vec<_> = script.batches().concat();
+        assert!(!sent.contains(&"10".to_owned()), "{sent:?}");
     }
 }

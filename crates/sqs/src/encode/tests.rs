@@ -6,6 +6,7 @@ use aws_sdk_sqs::types::{
     Message as NativeMessage, MessageAttributeValue, MessageSystemAttributeName as System,
 };
 use backstop_core::DeadLetterReason;
+
 use proptest::prelude::*;
 
 use super::*;
