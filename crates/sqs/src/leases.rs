@@ -47,7 +47,7 @@ impl Leases {
     /// whose time began earlier.
     fn lasts(seconds: u32) -> Duration {
         let given = Duration::from_secs(seconds.into());
-        given - (given / 10).min(Duration::from_millis(500))
+        given.saturating_sub((given / 10).min(Duration::from_millis(500)))
     }
 
     pub(crate) fn begin(&self, handle: Arc<str>, received: Instant) -> LeaseId {
