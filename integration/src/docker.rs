@@ -46,7 +46,8 @@ pub(crate) async fn choose_image(official: &str, local: &str) -> Result<String> 
     };
     Err(reason.context(format!(
         "there is no image {local}, and {official} cannot be pulled: run `cargo xtask images`, or name \
-         a running server in BACKSTOP_TEST_RABBITMQ_URL or BACKSTOP_TEST_REDIS_URL"
+         a running server in BACKSTOP_TEST_RABBITMQ_URL, BACKSTOP_TEST_REDIS_URL or \
+         BACKSTOP_TEST_SQS_URL"
     )))
 }
 

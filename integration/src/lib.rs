@@ -1,12 +1,12 @@
 //! Real servers for the tests of the workspace.
 //!
 //! A test asks for a server and gets its URL, from the first of these that works, printing which:
-//! a URL in the environment (`BACKSTOP_TEST_RABBITMQ_URL`, `BACKSTOP_TEST_REDIS_URL`), a container
-//! of the official image if this machine has it, a container of the image that `cargo xtask images`
-//! built, a container of the official image pulled now. If none works the test fails and says what
-//! to do; it never skips.
+//! a URL in the environment (`BACKSTOP_TEST_RABBITMQ_URL`, `BACKSTOP_TEST_REDIS_URL`,
+//! `BACKSTOP_TEST_SQS_URL`), a container of the official image if this machine has it, a container of
+//! the image that `cargo xtask images` built, a container of the official image pulled now. If none
+//! works the test fails and says what to do; it never skips.
 //!
-//! [`rabbitmq`] and [`redis`] are shared by all tests of a binary: a test names its queues and keys so
+//! [`rabbitmq`], [`redis`] and [`sqs`] are shared by all tests of a binary: a test names its queues and keys so
 //! that no other has them. Whoever stops, pauses or cuts a server starts one of its own, or puts a
 //! [`Proxy`] before the shared one. What a binary started is removed when it ends, however it ends.
 
@@ -20,6 +20,8 @@ mod redis;
 mod redis_cluster;
 mod redis_nodes;
 mod redis_sentinels;
+mod sqs;
+mod throttle;
 mod tls;
 
 use std::future::Future;
@@ -35,6 +37,8 @@ pub use redis::{redis, start_redis};
 pub use redis_cluster::{Cluster, start_cluster};
 pub use redis_nodes::Nodes;
 pub use redis_sentinels::{Sentinels, start_sentinels};
+pub use sqs::{SQS_REGION, SqsKind, SqsQueue, SqsQueueSpec, sqs, sqs_client, start_sqs};
+pub use throttle::Throttle;
 pub use tls::{TlsServer, start_rabbitmq_tls, start_redis_tls};
 
 /// The URL of a server that a whole binary shares. A failure is kept as well: each further test would

@@ -113,7 +113,7 @@ impl Drop for Proxy {
 }
 
 /// The part of a URL before the address, the address, and the rest.
-fn split(url: &str) -> Option<(&str, &str, &str)> {
+pub(crate) fn split(url: &str) -> Option<(&str, &str, &str)> {
     let authority = url.find("://")? + "://".len();
     let path = url[authority..].find(['/', '?', '#']);
     let end = path.map_or(url.len(), |path| authority + path);
@@ -125,7 +125,7 @@ fn split(url: &str) -> Option<(&str, &str, &str)> {
         .then_some((&url[..start], address, &url[end..]))
 }
 
-async fn listen_anywhere() -> Result<TcpListener> {
+pub(crate) async fn listen_anywhere() -> Result<TcpListener> {
     let mut tries = 0;
     loop {
         match TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).await {

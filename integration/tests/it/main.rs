@@ -5,4 +5,5 @@
 mod proxy;
 mod rabbitmq;
 mod servers;
+mod sqs;
 mod tls;
