@@ -24,7 +24,8 @@
 //! A case's name is its claim. Left out, and reported as such, is only what
 //! [`Capabilities`] declare: order where the broker keeps it within one process, R12 where delays
 //! have no maximum, E4 where deliveries are held by their connection, and D7 where a handle to a
-//! queue makes the queue.
+//! queue makes the queue; and what an emulator of the broker gets wrong, as its harness says
+//! ([`BrokerHarness::beyond_the_server`]).
 //!
 //! # What a harness brings
 //!
@@ -95,8 +96,11 @@ async fn run_selection(harness: Arc<dyn BrokerHarness>, selection: &Selection) -
         .await
         .unwrap_or_else(|error| panic!("{}: {error:#}", harness.name()));
     let name = format!("brokers' suite on {}", harness.name());
-    let stage = Stage::new(harness);
-    let left_out = |case: &Case<Stage>| declared.leaves_out(case.id);
+    let stage = Stage::new(Arc::clone(&harness));
+    let left_out = |case: &Case<Stage>| {
+        let by_broker = declared.leaves_out(case.id);
+        by_broker.or_else(|| harness.beyond_the_server(case.id))
+    };
     runner::run(name, stage, selection, cases(), left_out).await
 }
 
