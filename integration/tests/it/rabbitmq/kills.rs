@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use backstop_core::{Context, HandlerError, Shutdown, StoreHandle};
+use backstop_core::{ConsumerBuilder, Context, HandlerError, Shutdown, StoreHandle};
 use backstop_rabbitmq::RabbitMq;
 use backstop_redis_dedupe::RedisStore;
 use bytes::Bytes;
@@ -17,39 +17,23 @@ use tokio::time::sleep;
 
 use super::world::{Ledger, World, builder, until};
 
-const BROKER: &str = "BACKSTOP_TEST_VICTIM_BROKER";
-const STORE: &str = "BACKSTOP_TEST_VICTIM_STORE";
+/// The environment of a victim.
+pub(crate) const BROKER: &str = "BACKSTOP_TEST_VICTIM_BROKER";
+pub(crate) const STORE: &str = "BACKSTOP_TEST_VICTIM_STORE";
+
 const KILLS: usize = 100;
 
 /// Each message takes effect under a fence at most once, whoever dies when.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn x8_a_hundred_kills_lose_nothing_and_repeat_nothing_under_one_fence() -> Result<()> {
-    let seed = match std::env::var("BACKSTOP_TEST_SEED") {
-        Ok(seed) => seed.parse().context("BACKSTOP_TEST_SEED")?,
-        Err(_) => rand::random::<u64>(),
-    };
-    println!("BACKSTOP_TEST_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
-    let (world, ledger) = (World::new().await?, Ledger::default());
+    let world = World::new().await?;
     // As long as they are killed, however long this machine takes for a hundred processes.
     let publishing = world.publish_until_told(Duration::from_millis(5))?;
-    let starts = Arc::new(AtomicUsize::new(0));
-    let mut victims = Vec::new();
-    for _ in 0..2 {
-        victims.push(Victim::start(&world, &ledger, &starts)?);
-    }
-    for _ in 0..KILLS {
-        // A moment by chance, but not before one of them has begun something.
-        let before = starts.load(Ordering::Relaxed);
-        until("a handler starts", || async {
-            Ok(starts.load(Ordering::Relaxed) > before)
-        })
-        .await?;
-        sleep(Duration::from_millis(random.random_range(0..150))).await;
-        let victim = random.random_range(0..victims.len());
-        victims[victim] = Victim::start(&world, &ledger, &starts)?;
-    }
+    let (name, url) = ("rabbitmq::kills::a_victim_consumes", world.queue.url());
+    let victims = Victims::start(name, &url, world.harness.store_url())?;
+    let victims = victims.kill_at_random_moments().await?;
     let ids = publishing.stop().await?;
+    let ledger = victims.ledger.clone();
     until("all are handled", || async {
         Ok(ledger.len() >= ids.len())
     })
@@ -59,6 +43,63 @@ async fn x8_a_hundred_kills_lose_nothing_and_repeat_nothing_under_one_fence() ->
     ledger.must_have(&ids)
 }
 
+/// Two consumer processes, each replaced by another when it is killed.
+pub(crate) struct Victims {
+    /// The test that consumes, in a process of its own.
+    test: &'static str,
+    broker: String,
+    store: String,
+    pub(crate) ledger: Ledger,
+    starts: Arc<AtomicUsize>,
+    running: Vec<Victim>,
+}
+
+impl Victims {
+    pub(crate) fn start(test: &'static str, broker: &str, store: &str) -> Result<Self> {
+        let mut victims = Self {
+            test,
+            broker: broker.to_owned(),
+            store: store.to_owned(),
+            ledger: Ledger::default(),
+            starts: Arc::default(),
+            running: Vec::new(),
+        };
+        for _ in 0..2 {
+            let victim = victims.another()?;
+            victims.running.push(victim);
+        }
+        Ok(victims)
+    }
+
+    fn another(&self) -> Result<Victim> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["--exact", self.test, "--nocapture"]);
+        command.env(BROKER, &self.broker).env(STORE, &self.store);
+        Victim::start(command, &self.ledger, &self.starts)
+    }
+
+    pub(crate) async fn kill_at_random_moments(mut self) -> Result<Self> {
+        let seed = match std::env::var("BACKSTOP_TEST_SEED") {
+            Ok(seed) => seed.parse().context("BACKSTOP_TEST_SEED")?,
+            Err(_) => rand::random::<u64>(),
+        };
+        println!("BACKSTOP_TEST_SEED={seed}");
+        let mut random = StdRng::seed_from_u64(seed);
+        for _ in 0..KILLS {
+            // A moment by chance, but not before one of them has begun something.
+            let before = self.starts.load(Ordering::Relaxed);
+            until("a handler starts", || async {
+                Ok(self.starts.load(Ordering::Relaxed) > before)
+            })
+            .await?;
+            sleep(Duration::from_millis(random.random_range(0..150))).await;
+            let victim = random.random_range(0..self.running.len());
+            self.running[victim] = self.another()?;
+        }
+        Ok(self)
+    }
+}
+
 /// A consumer process; dropping it kills it.
 struct Victim {
     process: Child,
@@ -66,16 +107,7 @@ struct Victim {
 }
 
 impl Victim {
-    fn start(world: &World, ledger: &Ledger, starts: &Arc<AtomicUsize>) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args([
-            "--exact",
-            "rabbitmq::kills::a_victim_consumes",
-            "--nocapture",
-        ]);
-        command
-            .env(BROKER, world.queue.url())
-            .env(STORE, world.harness.store_url());
+    fn start(mut command: Command, ledger: &Ledger, starts: &Arc<AtomicUsize>) -> Result<Self> {
         let mut process = command
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -119,7 +151,12 @@ async fn a_victim_consumes() -> Result<()> {
         return Ok(());
     };
     let store: StoreHandle = RedisStore::connect(&store).await?.into();
-    let consumer = builder(RabbitMq::open(&broker)?, store)
+    consume(builder(RabbitMq::open(&broker)?, store)).await
+}
+
+/// Consumes until it is killed, and says what it does.
+pub(crate) async fn consume(builder: ConsumerBuilder) -> Result<()> {
+    let consumer = builder
         .max_in_flight(8)
         .raw(async |_: Bytes, context: Context| {
             let id = context.id().map(ToString::to_string).unwrap_or_default();

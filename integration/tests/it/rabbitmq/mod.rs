@@ -3,8 +3,8 @@
 mod bad_input;
 mod faults;
 mod harness;
-mod kills;
+pub(crate) mod kills;
 mod review;
 mod suite;
 mod tls;
-mod world;
+pub(crate) mod world;
