@@ -21,7 +21,7 @@ const STANDARD: SqsQueueSpec = SqsQueueSpec {
 };
 
 /// Whether the server is one, by a page that only it has.
-async fn is_localstack(endpoint: &str) -> Result<bool> {
+pub(super) async fn is_localstack(endpoint: &str) -> Result<bool> {
     let Some(address) = endpoint.strip_prefix("http://") else {
         return Ok(false);
     };

@@ -1,4 +1,11 @@
-//! The emulator of SQS, on which backstop is tested.
+//! backstop on Amazon SQS, by an emulator, with a real Redis.
 
 mod emulator;
+mod faults;
+mod harness;
+mod interop;
+mod kills;
+mod peer;
 mod servers;
+mod suite;
+mod world;
