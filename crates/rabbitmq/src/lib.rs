@@ -45,6 +45,10 @@
 //! - After a restart of the server a retry or a delayed message may come up to three minutes late: so
 //!   long RabbitMQ waits before it dead-letters again to a queue that was not up
 //!   (`dead_letter_worker_publisher_confirm_timeout`, 180 s by default).
+//! - Seen once on 4.0.5, in a dozen runs on a machine that was overloaded: a delay queue whose messages were
+//!   past their time did not expire them until the next command reached it, so the last retries of a burst
+//!   stayed there until another message waited as long. They are late, not lost; `basic.get` on the queue
+//!   frees them. <https://github.com/rabbitmq/rabbitmq-server/issues/10718> tells of the like.
 //! - On an ordered queue the native count says nothing about attempts (a restart raises it for whatever
 //!   was sent ahead). The idempotency store counts exactly. Without one, the attempts of a message
 //!   whose process dies are bounded by `x-delivery-limit` alone.
