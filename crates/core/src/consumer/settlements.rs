@@ -22,13 +22,20 @@ pub(crate) enum Settled {
     GivenBack,
 }
 
+type Batches = Batcher<Settlement, Result<(), SettleError>>;
+
 /// Settles; many deliveries at once, in batches.
 pub(crate) struct Settlements {
-    batches: Batcher<Settlement, Result<(), SettleError>>,
+    /// What only leaves the queue or goes back to it.
+    plain: Batches,
+    /// What may be published elsewhere first. A broker that takes no publications for a while, as
+    /// `RabbitMQ` under an alarm, must not keep the others waiting behind these.
+    copies: Batches,
     counters: Arc<Counters>,
     randomness: Randomness,
 }
 
+/// Of the plain ones and of the copies, each.
 const LIMITS: Limits = Limits {
     batch: 256,
     flights: 4,
@@ -40,7 +47,8 @@ const TRIES: u32 = 5;
 impl Settlements {
     pub(crate) fn new(counters: Arc<Counters>, randomness: Randomness) -> Self {
         Self {
-            batches: Batcher::new(refuse, || Err(no_answer())),
+            plain: Batcher::new(refuse, || Err(no_answer())),
+            copies: Batcher::new(refuse, || Err(no_answer())),
             counters,
             randomness,
         }
@@ -48,17 +56,30 @@ impl Settlements {
 
     /// Carries the batches to the broker until [`Settlements::close`].
     pub(crate) async fn drive(&self, subscription: &dyn Subscription) {
-        let port = |batch| subscription.settle(batch);
-        self.batches.drive(LIMITS, port).await;
+        let plain = self.plain.drive(LIMITS, |batch| subscription.settle(batch));
+        let copies = self
+            .copies
+            .drive(LIMITS, |batch| subscription.settle(batch));
+        tokio::join!(plain, copies);
     }
 
     pub(crate) fn close(&self) {
-        self.batches.close();
+        self.plain.close();
+        self.copies.close();
     }
 
     /// Waits for no answer any more, and asks for none.
     pub(crate) fn abandon(&self) {
-        self.batches.abandon();
+        self.plain.abandon();
+        self.copies.abandon();
+    }
+
+    async fn ask(&self, settlement: Settlement) -> Result<(), SettleError> {
+        let batches = match settlement.verdict {
+            Verdict::Complete | Verdict::Release { .. } => &self.plain,
+            Verdict::Retry { .. } | Verdict::DeadLetter(_) => &self.copies,
+        };
+        batches.call(settlement).await
     }
 
     /// Settles. What the broker cannot carry out is tried again while the delivery is ours, and
@@ -72,7 +93,7 @@ impl Settlements {
         hold.settling();
         let mut settlement = Settlement { delivery, verdict };
         for attempt in 1..=TRIES {
-            let Err(error) = self.batches.call(settlement).await else {
+            let Err(error) = self.ask(settlement).await else {
                 hold.is_gone();
                 return Settled::AsDecided;
             };
@@ -137,7 +158,7 @@ impl Settlements {
         let mut settlement = Settlement { delivery, verdict };
         let mut failures = 0;
         loop {
-            let Err(error) = self.batches.call(settlement).await else {
+            let Err(error) = self.ask(settlement).await else {
                 hold.is_gone();
                 return;
             };

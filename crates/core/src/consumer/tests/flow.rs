@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::stubborn::{Stubborn, Where};
 use super::*;
 use crate::BrokerErrorKind;
 use crate::consumer::RunErrorKind;
@@ -149,4 +150,26 @@ async fn connections_that_are_cut_lose_nothing() {
         assert_eq!(scene.broker.counts().completed, 50);
         assert_eq!(stats.dead_lettered, 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_that_hang_keep_no_message_from_being_completed() {
+    let scene = Scene::new();
+    let (broker, at) = (scene.broker.clone(), Where::Copy);
+    let builder = Consumer::builder(Stubborn { broker, at }).store(scene.store.clone());
+    let running = scene.start(builder, |name, _| {
+        let fails = name.starts_with("bad");
+        async move { if fails { Err("no".into()) } else { Ok(()) } }
+    });
+    // One after the other, so that each is settled in a batch of its own.
+    for n in 0..20_u64 {
+        scene.publish(&[&format!("bad-{n}")]).await;
+        scene.broker.wait_for(|counts| counts.delivered > n).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    scene.publish(&["good"]).await;
+    let completed = scene.broker.wait_for(|counts| counts.completed == 1);
+    let completed = tokio::time::timeout(Duration::from_mins(1), completed).await;
+    assert!(completed.is_ok(), "{:?}", scene.broker.counts());
+    running.task.abort();
 }

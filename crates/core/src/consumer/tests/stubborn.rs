@@ -11,7 +11,7 @@ use crate::ports::{
     Broker, BrokerHandle, Capabilities, DeadLetterQueue, DeliveryLease, Finding, LeaseState,
     Outgoing, SettleError, SubscribeOptions, Subscription,
 };
-use crate::verdict::Settlement;
+use crate::verdict::{Settlement, Verdict};
 
 /// Where it hangs, or worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(super) enum Where {
     Stop,
     Close,
     Settle,
+    /// In settling what may be published elsewhere first.
+    Copy,
     Extend,
     /// Nowhere, but leases can be extended by no more than this in all.
     Limit(Duration),
@@ -102,6 +104,15 @@ impl Subscription for Stuck {
     async fn settle(&self, batch: Vec<Settlement>) -> Vec<Result<(), SettleError>> {
         assert_ne!(self.at, Where::SettlePanics, "a bug in the adapter");
         self.hang(Where::Settle).await;
+        let is_plain = |settlement: &Settlement| {
+            matches!(
+                settlement.verdict,
+                Verdict::Complete | Verdict::Release { .. }
+            )
+        };
+        if !batch.iter().all(is_plain) {
+            self.hang(Where::Copy).await;
+        }
         self.subscription.settle(batch).await
     }
 
