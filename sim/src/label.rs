@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::action::Action;
 use crate::call::{Go, Operation, Pending, QUEUE};
 use crate::explorer::{Actor, Label};
-use crate::sim::State;
+use crate::state::State;
 use crate::world::{Order, World};
 
 const EVERYTHING: u64 = u64::MAX;

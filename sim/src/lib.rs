@@ -7,21 +7,26 @@
 //! can be run again, and made shorter.
 
 mod action;
+mod broker;
 mod call;
 mod choices;
 mod event;
 mod exhaust;
 mod explorer;
 mod facts;
+mod fate;
 mod invariants;
 mod label;
-mod ports;
+mod options;
 mod process;
+mod publishing;
 mod run;
 mod shrink;
 mod sim;
 mod small;
+mod state;
 mod store;
+mod subscription;
 mod world;
 
 pub use choices::{decode, encode};
@@ -29,6 +34,6 @@ pub use exhaust::{Count, exhaust};
 pub use invariants::{INVARIANTS, Invariant};
 pub use run::{Outcome, Setting, Tracing, by_list, by_seed};
 pub use shrink::shrink;
-pub use sim::Violation;
 pub use small::{Small, small_worlds};
+pub use state::Violation;
 pub use world::{Chaos, Dedupe, Fault, Order, Plan, Publication, World};

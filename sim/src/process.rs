@@ -8,14 +8,17 @@ use backstop_core::{
     StoreHandle,
 };
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
+use crate::broker::SimBroker;
 use crate::call::{Go, HandlerEnd, Operation};
 use crate::choices::Dice;
 use crate::event::{End, Event, Pid, RunEnd, RunId};
-use crate::ports::SimBroker;
-use crate::sim::{COPY, Phase, Sim, Slot, SlotLife, State};
+use crate::publishing::COPY;
+use crate::sim::Sim;
+use crate::state::{Phase, Slot, SlotLife, State};
 use crate::store::SimStore;
 use crate::world::{Order, Plan};
 
@@ -70,6 +73,41 @@ impl Sim {
             }
         });
         state.slots[place].abort = Some(run.abort_handle());
+    }
+
+    /// Kills a process: it never answers nor acts any more.
+    pub(crate) fn kill(&self, state: &mut State, slot: usize, noticed: bool) {
+        let pid = state.slots[slot].pid;
+        state.see(&self.world, Event::Disturbed { pid: Some(pid) });
+        state.see(&self.world, Event::Killed { pid });
+        state.pending.retain(|call| call.pid != pid);
+        let slot = &mut state.slots[slot];
+        slot.life = SlotLife::Gone;
+        if let Some(abort) = slot.abort.take() {
+            abort.abort();
+        }
+        if noticed {
+            let closed = backstop_core::Broker::close(&*slot.broker).now_or_never();
+            debug_assert!(closed.is_some(), "closing waits for nothing");
+        }
+    }
+
+    /// Kills the process that makes a call.
+    pub(crate) fn kill_caller(&self, pid: Pid) {
+        let mut state = self.lock();
+        let slot = state.slot_of[pid];
+        self.kill(&mut state, slot, true);
+    }
+
+    pub(crate) fn shut_down(&self, state: &mut State, slot: usize) {
+        if state.slots[slot].life != SlotLife::Running {
+            return;
+        }
+        let pid = state.slots[slot].pid;
+        state.see(&self.world, Event::ShutdownBegun { pid });
+        let slot = &mut state.slots[slot];
+        slot.life = SlotLife::Draining;
+        slot.shutdown.begin();
     }
 
     async fn run(self: &Arc<Self>, pid: Pid, broker: BrokerHandle, shutdown: &Shutdown) -> RunEnd {

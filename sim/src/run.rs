@@ -7,7 +7,8 @@ use backstop_core::{InProcessBroker, OrderedRetry};
 use tokio::runtime::Builder;
 
 use crate::choices::Choices;
-use crate::sim::{Sim, Violation};
+use crate::sim::Sim;
+use crate::state::Violation;
 use crate::world::{Order, World};
 
 /// Which world a run is of.

@@ -3,91 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::{InProcessBroker, InProcessStore, Message, Outgoing, Shutdown};
-use futures_util::FutureExt;
+use backstop_core::{InProcessBroker, InProcessStore};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::action::{Action, options};
-use crate::call::{Go, Operation, Pending};
+use crate::action::Action;
+use crate::call::{Go, Operation};
 use crate::choices::Choices;
 use crate::event::{Event, Pid};
-use crate::facts::{CopyFacts, Facts};
-use crate::invariants;
+use crate::facts::Facts;
 use crate::label::label;
-use crate::world::{Chaos, Dedupe, Publication, World};
-
-/// The header that names a copy.
-pub(crate) const COPY: &str = "copy";
-
-/// A broken invariant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// The invariant's name.
-    pub invariant: &'static str,
-    /// What was seen.
-    pub what: String,
-}
-
-/// How far a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    /// Faults and odd schedules.
-    Chaos,
-    /// All is well, until the queue is drained.
-    Calm {
-        since: Instant,
-    },
-    /// Everything shuts down.
-    Ending,
-    Over,
-}
-
-/// A process slot, in which one process after the other may live.
-pub(crate) struct Slot {
-    pub(crate) pid: Pid,
-    pub(crate) life: SlotLife,
-    pub(crate) broker: Arc<InProcessBroker>,
-    pub(crate) shutdown: Shutdown,
-    pub(crate) abort: Option<AbortHandle>,
-    /// Calls to the store fail until then.
-    pub(crate) store_away: Option<Instant>,
-    pub(crate) calls: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SlotLife {
-    Running,
-    Draining,
-    Gone,
-}
-
-pub(crate) struct State {
-    pub(crate) choices: Choices,
-    pub(crate) pending: Vec<Pending>,
-    pub(crate) slots: Vec<Slot>,
-    /// The slot of each process.
-    pub(crate) slot_of: Vec<usize>,
-    pub(crate) phase: Phase,
-    pub(crate) budget: u32,
-    pub(crate) steps: u64,
-    pub(crate) facts: Facts,
-    pub(crate) published: usize,
-    pub(crate) redriven: Vec<bool>,
-    pub(crate) store_away: Option<Instant>,
-    pub(crate) broker_away: Option<Instant>,
-    /// How often connections were cut, whosesoever.
-    pub(crate) cuts: u64,
-    pub(crate) saved: Option<backstop_core::StoreSnapshot>,
-    pub(crate) violation: Option<Violation>,
-    pub(crate) is_cut_off: bool,
-    pub(crate) trace: Option<Vec<String>>,
-    pub(crate) begun: Instant,
-    /// Subscriptions of processes whose death the broker has not noticed.
-    pub(crate) orphans: Vec<Arc<dyn backstop_core::Subscription>>,
-}
+use crate::options::options;
+use crate::state::{Phase, SlotLife, State};
+use crate::world::{Chaos, Dedupe, World};
 
 /// One run of a world.
 pub(crate) struct Sim {
@@ -330,79 +259,6 @@ impl Sim {
         self.nudged.notify_one();
     }
 
-    /// Publishes what is next.
-    pub(crate) fn publish_next(&self, state: &mut State) {
-        let publication = self.world.publications[state.published];
-        state.published += 1;
-        self.publish(state, publication);
-    }
-
-    pub(crate) fn publish(&self, state: &mut State, publication: Publication) {
-        let copy = state.facts.copies.len();
-        state.facts.copies.push(CopyFacts {
-            publication,
-            left: None,
-            delivery: None,
-            deliveries: 0,
-            not_before: None,
-        });
-        state.redriven.push(false);
-        let mut message = Message::without_id(format!("body {}", publication.body))
-            .with_id(format!("m{}", publication.id))
-            .with_partition_key(format!("k{}", publication.key))
-            .with_header(COPY, copy.to_string());
-        if publication.redrives > 0 {
-            let redrives = publication.redrives.to_string();
-            message = message.with_header(Message::REDRIVES_HEADER, redrives);
-        }
-        message.published_at = Some(std::time::SystemTime::UNIX_EPOCH);
-        let outgoing = Outgoing {
-            message: Arc::new(message),
-            delay: Duration::ZERO,
-        };
-        let published = backstop_core::Broker::publish(&self.broker, &[outgoing]).now_or_never();
-        assert!(
-            published.is_some_and(|all| all.iter().all(Result::is_ok)),
-            "nothing keeps the broker from it"
-        );
-        state.see(&self.world, Event::Published { copy });
-    }
-
-    /// Kills a process: it never answers nor acts any more.
-    pub(crate) fn kill(&self, state: &mut State, slot: usize, noticed: bool) {
-        let pid = state.slots[slot].pid;
-        state.see(&self.world, Event::Disturbed { pid: Some(pid) });
-        state.see(&self.world, Event::Killed { pid });
-        state.pending.retain(|call| call.pid != pid);
-        let slot = &mut state.slots[slot];
-        slot.life = SlotLife::Gone;
-        if let Some(abort) = slot.abort.take() {
-            abort.abort();
-        }
-        if noticed {
-            let closed = backstop_core::Broker::close(&*slot.broker).now_or_never();
-            debug_assert!(closed.is_some(), "closing waits for nothing");
-        }
-    }
-
-    /// Kills the process that makes a call.
-    pub(crate) fn kill_caller(&self, pid: Pid) {
-        let mut state = self.lock();
-        let slot = state.slot_of[pid];
-        self.kill(&mut state, slot, true);
-    }
-
-    pub(crate) fn shut_down(&self, state: &mut State, slot: usize) {
-        if state.slots[slot].life != SlotLife::Running {
-            return;
-        }
-        let pid = state.slots[slot].pid;
-        state.see(&self.world, Event::ShutdownBegun { pid });
-        let slot = &mut state.slots[slot];
-        slot.life = SlotLife::Draining;
-        slot.shutdown.begin();
-    }
-
     /// Why a call cannot reach its server now, if it cannot.
     pub(crate) fn is_away(&self, pid: Pid, operation: Operation) -> bool {
         let state = self.lock();
@@ -418,63 +274,5 @@ impl Sim {
 
     pub(crate) fn dedupes(&self) -> bool {
         self.world.dedupe == Dedupe::Store
-    }
-}
-
-impl State {
-    /// Checks an event, and takes it in.
-    pub(crate) fn see(&mut self, world: &World, event: Event) {
-        self.facts.now = Instant::now();
-        if self.violation.is_none()
-            && let Some((invariant, what)) = invariants::check(&self.facts, &event, world)
-        {
-            self.note(|| format!("** {invariant}: {what}"));
-            self.violation = Some(Violation { invariant, what });
-        }
-        if let Some(trace) = &mut self.trace
-            && !matches!(event, Event::Idle | Event::Asked { .. })
-        {
-            trace.push(format!("             {event:?}"));
-        }
-        self.facts.take_in(event, world);
-    }
-
-    /// Writes down what happens, if anyone will read it.
-    pub(crate) fn note(&mut self, what: impl FnOnce() -> String) {
-        let (step, since) = (self.steps, Instant::now() - self.begun);
-        if let Some(trace) = &mut self.trace {
-            trace.push(format!(
-                "{step:>5} {:>6.2}s {}",
-                since.as_secs_f64(),
-                what()
-            ));
-        }
-    }
-
-    fn register(
-        &mut self,
-        pid: Pid,
-        operation: Operation,
-        ids: u64,
-        about: impl FnOnce() -> String,
-    ) -> oneshot::Receiver<Go> {
-        let (reply, answer) = oneshot::channel();
-        let slot = self.slot_of[pid];
-        self.slots[slot].calls += 1;
-        let number = self.slots[slot].calls;
-        let about = if self.trace.is_some() {
-            about()
-        } else {
-            String::new()
-        };
-        self.pending.push(Pending {
-            pid,
-            number,
-            operation,
-            ids,
-            about,
-            reply,
-        });
-        answer
     }
 }

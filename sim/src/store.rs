@@ -12,7 +12,7 @@ use backstop_core::{
 
 use crate::call::Operation;
 use crate::event::{Event, Hold, Pid, TicketCall};
-use crate::ports::Fate;
+use crate::fate::Fate;
 use crate::sim::Sim;
 
 /// A process's way to the store.

@@ -1,4 +1,4 @@
-//! The broker as one process sees it: every call waits for the controller.
+//! A subscription as one process sees it: every call waits for the controller.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -6,102 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use backstop_core::{
-    Broker, BrokerError, BrokerErrorKind, Capabilities, DeadLetterQueue, Delivery, Finding,
-    InProcessBroker, LeaseId, LeaseState, Outgoing, SettleError, Settlement, SubscribeOptions,
+    BrokerError, Delivery, InProcessBroker, LeaseId, LeaseState, SettleError, Settlement,
     Subscription, Verdict,
 };
 use futures_util::FutureExt;
-use tokio::time::sleep;
 
-use crate::call::{Go, Operation, QUEUE};
+use crate::broker::unreachable;
+use crate::call::{Operation, QUEUE};
 use crate::event::{Event, Pid, Settling};
-use crate::sim::{COPY, Sim};
+use crate::fate::Fate;
+use crate::publishing::COPY;
+use crate::sim::Sim;
 use crate::world::Order;
-
-/// A process's way to the broker.
-pub(crate) struct SimBroker {
-    pub(crate) sim: Arc<Sim>,
-    pub(crate) pid: Pid,
-    pub(crate) inner: Arc<InProcessBroker>,
-}
-
-/// What a process makes of a call.
-pub(crate) enum Fate {
-    /// It has its effect.
-    Effect(Answering),
-    /// It fails without one.
-    Failure,
-}
-
-/// What becomes of an answer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answering {
-    Arrives,
-    Lost,
-    /// Waits for the controller once more.
-    Late,
-    /// Nobody is there to hear it.
-    Never,
-}
-
-impl Sim {
-    /// Waits for the controller, and for slow servers; says what becomes of the call.
-    pub(crate) async fn meet(
-        &self,
-        pid: Pid,
-        operation: Operation,
-        ids: u64,
-        about: impl FnOnce() -> String,
-    ) -> Fate {
-        let answering = match self.call(pid, operation, ids, about).await {
-            Go::Fail => return Fate::Failure,
-            Go::LoseAnswer => Answering::Lost,
-            Go::HoldAnswer => Answering::Late,
-            Go::Die => Answering::Never,
-            Go::Wait(long) => {
-                sleep(long).await;
-                Answering::Arrives
-            }
-            Go::On | Go::Handler(_) => Answering::Arrives,
-        };
-        if !self.lives(pid) {
-            return std::future::pending().await;
-        }
-        if self.is_away(pid, operation) {
-            return Fate::Failure;
-        }
-        Fate::Effect(answering)
-    }
-
-    /// Brings the answer of a call that had its effect; says whether it arrives.
-    pub(crate) async fn answer(
-        &self,
-        pid: Pid,
-        answering: Answering,
-        ids: u64,
-        about: impl FnOnce() -> String,
-    ) -> bool {
-        match answering {
-            Answering::Arrives => true,
-            Answering::Lost => false,
-            Answering::Late => {
-                self.call(pid, Operation::Answer, ids, about).await;
-                true
-            }
-            Answering::Never => {
-                self.kill_caller(pid);
-                std::future::pending().await
-            }
-        }
-    }
-}
-
-pub(crate) fn unreachable() -> BrokerError {
-    BrokerError::new(
-        BrokerErrorKind::Unreachable,
-        "the simulated broker does not answer",
-    )
-}
 
 /// The number of a delivery's message among all published.
 pub(crate) fn copy_of(delivery: &Delivery) -> usize {
@@ -110,67 +26,13 @@ pub(crate) fn copy_of(delivery: &Delivery) -> usize {
         .expect("every message of a simulation is numbered")
 }
 
-#[async_trait]
-impl Broker for SimBroker {
-    fn queue(&self) -> &str {
-        self.inner.queue()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-
-    async fn inspect(&self, options: &SubscribeOptions) -> Result<Vec<Finding>, BrokerError> {
-        // Looking at the set-up is the subscription's first half: one step is enough for both.
-        self.inner.inspect(options).await
-    }
-
-    async fn subscribe(
-        &self,
-        options: &SubscribeOptions,
-    ) -> Result<Box<dyn Subscription>, BrokerError> {
-        let (sim, pid) = (&self.sim, self.pid);
-        let about = String::new;
-        let Fate::Effect(answering) = sim.meet(pid, Operation::Subscribe, 0, about).await else {
-            return Err(unreachable());
-        };
-        let inner: Arc<dyn Subscription> = self.inner.subscribe(options).await?.into();
-        if !sim.answer(pid, answering, 0, about).await {
-            return Err(unreachable());
-        }
-        // Kept: a process that dies does not say goodbye.
-        sim.lock().orphans.push(Arc::clone(&inner));
-        let cuts_seen = AtomicU64::new(sim.lock().cuts);
-        let (sim, broker) = (Arc::clone(sim), Arc::clone(&self.inner));
-        Ok(Box::new(SimSubscription {
-            sim,
-            pid,
-            inner,
-            broker,
-            cuts_seen,
-        }))
-    }
-
-    async fn publish(&self, messages: &[Outgoing]) -> Vec<Result<(), BrokerError>> {
-        self.inner.publish(messages).await
-    }
-
-    async fn dead_letters(&self) -> Result<Box<dyn DeadLetterQueue>, BrokerError> {
-        self.inner.dead_letters().await
-    }
-
-    async fn close(&self) {
-        self.inner.close().await;
-    }
-}
-
-struct SimSubscription {
-    sim: Arc<Sim>,
-    pid: Pid,
-    inner: Arc<dyn Subscription>,
-    broker: Arc<InProcessBroker>,
+pub(crate) struct SimSubscription {
+    pub(crate) sim: Arc<Sim>,
+    pub(crate) pid: Pid,
+    pub(crate) inner: Arc<dyn Subscription>,
+    pub(crate) broker: Arc<InProcessBroker>,
     /// The cuts that a receive has met.
-    cuts_seen: AtomicU64,
+    pub(crate) cuts_seen: AtomicU64,
 }
 
 /// Says that the next receive has something to tell, whatever is in the queue.
