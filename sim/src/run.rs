@@ -109,6 +109,9 @@ pub(crate) fn run(setting: &Setting, mut choices: Choices, tracing: Tracing) -> 
         (outcome, std::mem::replace(&mut state.choices, spent))
     });
     drop(runtime);
+    // The handles of its tasks hold the runtime, which holds the run.
+    let slots = sim.get().map(|sim| std::mem::take(&mut sim.lock().slots));
+    drop(slots);
     outcome
 }
 
