@@ -19,6 +19,11 @@ impl Cancellation {
         self.token().cancel();
     }
 
+    /// Whether it was cancelled; asking makes no token.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.get().is_some_and(CancellationToken::is_cancelled)
+    }
+
     /// Gives it away for another delivery, unless somebody else has it too or its token was made.
     pub(crate) fn give_away(&mut self) -> Option<Self> {
         let unused = Arc::get_mut(&mut self.0)?.get().is_none();

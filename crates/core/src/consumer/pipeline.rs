@@ -160,12 +160,12 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
             return refuse(DeadLetterReason::BodyTooLarge, detail);
         }
         let Some(claims) = &self.claims else {
-            return self.admit(Attempt::after(used), None);
+            return self.admit(held, Attempt::after(used), None);
         };
         let key = match self.settings.key.extract(&delivery.message) {
             Some(key) => IdempotencyKey::new(self.settings.name.clone(), key),
             None if self.settings.missing_key == MissingKey::HandleWithoutKey => {
-                return self.admit(Attempt::after(used), None);
+                return self.admit(held, Attempt::after(used), None);
             }
             None => {
                 let detail = self.settings.key.describe_missing();
@@ -174,7 +174,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
         };
         let fingerprint = self.settings.fingerprints.of(&delivery.message.body);
         match claims.claim(key, fingerprint, delivery, &held.hold).await {
-            Ok((_, Some((ticket, attempt)))) => self.admit(attempt, Some(ticket)),
+            Ok((_, Some((ticket, attempt)))) => self.admit(held, attempt, Some(ticket)),
             Ok((Claim::InProgress { remaining }, None)) => {
                 Claimed::Refused(Outcome::InProgress { remaining }, None)
             }
@@ -193,9 +193,9 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
     }
 
     /// Lets an attempt start, unless it is one too many or has to be spared.
-    fn admit(&self, attempt: Attempt, ticket: Option<Ticket>) -> Claimed {
-        if self.shutdown.has_begun() {
-            // It began while the store was asked.
+    fn admit(&self, held: &Held, attempt: Attempt, ticket: Option<Ticket>) -> Claimed {
+        if self.shutdown.has_begun() || held.hold.cancellation().is_cancelled() {
+            // While the store was asked the shutdown began, or the delivery was lost, or the run dropped.
             let after = Duration::ZERO;
             return Claimed::Refused(Outcome::GivenBack { after }, ticket);
         }

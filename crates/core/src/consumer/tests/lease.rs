@@ -297,3 +297,17 @@ async fn an_answer_that_is_lost_leads_to_no_second_settlement() {
     );
     assert_eq!(scene.broker.counts().completed, 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_lost_while_it_was_claimed_is_not_started() {
+    let scene = Scene::on(InProcessBroker::builder("orders").lease(3 * SECOND).build());
+    scene.publish(&["1"]).await;
+    scene.store.faults().delay_calls(5 * SECOND);
+    let running = scene.start(scene.builder(), |_, _| succeeds());
+    scene.broker.wait_for(|counts| counts.in_flight == 1).await;
+    scene.broker.expire_leases();
+    scene.finish(running).await;
+    let starts = scene.seen.all();
+    let claims: Vec<_> = starts.iter().map(|one| (one.attempt, one.fence)).collect();
+    assert_eq!(claims, [(1, Some(2))], "the first claim was given back");
+}

@@ -283,6 +283,24 @@ async fn a_dropped_run_settles_nothing_more() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_dropped_run_starts_nothing_that_it_was_claiming() {
+    let scene = Scene::new();
+    scene.publish(&["1"]).await;
+    // The claim is made, and found out about so late that it has to be confirmed.
+    scene.store.faults().lose_answers(1);
+    let running = scene.start(scene.builder().claim_lease(6 * SECOND), |_, _| succeeds());
+    scene.broker.wait_for(|counts| counts.in_flight == 1).await;
+    tokio::time::sleep(SECOND / 100).await;
+    assert_eq!(scene.store.len(), 1, "claimed");
+    scene.store.faults().delay_calls(3 * SECOND);
+    tokio::time::sleep(4 * SECOND).await;
+    running.task.abort();
+    let _ = running.task.await;
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    assert_eq!(scene.seen.names(), <[&str; 0]>::default());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_run_that_is_dropped_among_threads_gives_nothing_back() {
     for _ in 0..40 {
