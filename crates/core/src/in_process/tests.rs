@@ -212,6 +212,61 @@ async fn its_faults_are_those_of_a_store_across_a_wire() {
     assert_eq!(asked.elapsed().as_secs(), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_has_lost_the_writes_since() {
+    let store = InProcessStore::new();
+    assert_eq!(claim(&store, "1", 1).await, acquired(1, 1));
+    let snapshot = store.snapshot();
+    for _ in 0..2 {
+        // The snapshot keeps what it was, whatever becomes of the store, and however often it is used.
+        assert_eq!(complete(&store, "1", 1).await, Ownership::Held);
+        assert_eq!(claim(&store, "1", 2).await, Claim::Completed);
+        assert_eq!(claim(&store, "2", 3).await, acquired(1, 1));
+        assert_eq!(store.len(), 2);
+        store.restore(&snapshot);
+        assert_eq!(store.len(), 1);
+        assert_eq!(claim(&store, "1", 1).await, acquired(1, 1), "still held");
+        let remaining = LEASE;
+        assert_eq!(claim(&store, "1", 2).await, Claim::InProgress { remaining });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_forgets_at_the_time_of_its_records() {
+    let store = InProcessStore::new();
+    claim(&store, "1", 1).await;
+    let snapshot = store.snapshot();
+    store.forget(&[key("1")]).await;
+    assert!(store.is_empty());
+    tokio::time::advance(LONG).await;
+    store.restore(&snapshot);
+    assert_eq!(claim(&store, "1", 2).await, acquired(2, 2), "it remembers");
+    store.restore(&snapshot);
+    tokio::time::advance(2 * SECOND).await;
+    assert_eq!(claim(&store, "1", 3).await, acquired(1, 1), "it is past");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_jumps_ends_claims_and_records_early() {
+    let store = InProcessStore::new();
+    let remaining = |remaining| Claim::InProgress { remaining };
+    assert_eq!(claim(&store, "1", 1).await, acquired(1, 1));
+    store.faults().jump_clock(9 * SECOND);
+    assert_eq!(claim(&store, "1", 2).await, remaining(SECOND));
+    // Jumps add up.
+    store.faults().jump_clock(SECOND);
+    assert_eq!(claim(&store, "1", 2).await, acquired(2, 2));
+    assert_eq!(complete(&store, "1", 1).await, Ownership::Fenced);
+    // What is claimed after a jump lasts as long as ever.
+    assert_eq!(claim(&store, "1", 3).await, remaining(LEASE));
+    tokio::time::advance(9 * SECOND).await;
+    assert_eq!(claim(&store, "1", 3).await, remaining(SECOND));
+    assert_eq!(complete(&store, "1", 2).await, Ownership::Held);
+    assert_eq!(claim(&store, "1", 4).await, Claim::Completed);
+    store.faults().jump_clock(RETENTION);
+    assert_eq!(claim(&store, "1", 5).await, acquired(1, 1), "it is past");
+}
+
 /// What the contract of [`IdempotencyStore`] says, without a thought for memory or speed.
 #[derive(Default)]
 struct Model {
