@@ -102,6 +102,11 @@ impl Sim {
 
     fn let_on(&self, state: &mut State, place: usize, go: Go) {
         let call = state.pending.remove(place);
+        if self.world.is_enumerated() {
+            let slot = state.slot_of[call.pid];
+            let memory = &mut state.slots[slot].memory;
+            memory.goes_on(&call, go, &state.facts, &self.world);
+        }
         state.note(|| format!("p{} {:?} {}: {go}", call.pid, call.operation, call.about));
         let is_fine = matches!(go, Go::On | Go::Handler(_)) || call.operation == Operation::Handle;
         if !is_fine {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use crate::event::Pid;
 
 /// What a call is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Operation {
     Subscribe,
     Receive,
@@ -83,16 +83,11 @@ impl fmt::Display for Go {
     }
 }
 
-/// The bit of a call that may change what others can receive.
-pub(crate) const QUEUE: u64 = 1 << 63;
-
 /// A call that waits.
 pub(crate) struct Pending {
     pub(crate) pid: Pid,
-    /// Counts the calls of its process.
-    pub(crate) number: u32,
     pub(crate) operation: Operation,
-    /// The ids of the messages that it is about, as bits; and [`QUEUE`].
+    /// The ids of the messages that it is about, as bits.
     pub(crate) ids: u64,
     pub(crate) about: About,
     pub(crate) reply: oneshot::Sender<Go>,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::explorer::{Explorer, Label};
+use crate::explorer::Explorer;
 
 /// Numbers that look random and repeat with their seed (`SplitMix64`).
 #[derive(Clone, Debug)]
@@ -31,13 +31,13 @@ impl Dice {
 ///
 /// The first option is always the plainest one, so that a list of decisions is made simpler by
 /// lowering its numbers and by cutting its end: what is missing is zero.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Choices {
     source: Source,
     taken: Vec<u32>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Source {
     Random(Dice),
     List(Vec<u32>),
@@ -74,16 +74,24 @@ impl Choices {
         }
     }
 
-    /// Decides between actions; none if each of them is known from another schedule.
+    /// A run has come to its end.
+    pub(crate) fn end(&mut self) {
+        if let Source::All(explorer) = &mut self.source {
+            explorer.end();
+        }
+    }
+
+    /// Decides between actions; `here` is the digest of the state. None if all that can follow is
+    /// known from another schedule.
     pub(crate) fn pick_action(
         &mut self,
         weights: &[u32],
-        labels: impl FnOnce() -> Vec<Label>,
+        here: impl FnOnce() -> u64,
     ) -> Option<usize> {
         let Source::All(explorer) = &mut self.source else {
             return Some(self.pick(weights));
         };
-        let chosen = explorer.choose(labels())?;
+        let chosen = explorer.choose(weights.len(), here, &self.taken)?;
         self.taken.push(u32::try_from(chosen).unwrap_or(0));
         Some(chosen)
     }

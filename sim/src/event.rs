@@ -37,7 +37,9 @@ pub(crate) enum Settling {
         after: Duration,
         attempts_used: u32,
     },
-    Release,
+    Release {
+        after: Duration,
+    },
     DeadLetter {
         reason: DeadLetterReason,
         attempts: u32,
@@ -79,6 +81,13 @@ pub(crate) enum Event {
         pid: Pid,
         lease: LeaseId,
         copy: Copy,
+        attempts_used: u32,
+    },
+    /// The broker was asked to extend a lease; `held` says whether it has.
+    Extended {
+        pid: Pid,
+        lease: LeaseId,
+        held: bool,
     },
     /// The store answered a claim; whether that arrives is another event.
     Claimed {
@@ -152,6 +161,8 @@ pub(crate) enum Event {
     },
     Killed {
         pid: Pid,
+        /// Whether the broker sees its connection end.
+        noticed: bool,
     },
     ShutdownBegun {
         pid: Pid,

@@ -1,48 +1,130 @@
 //! Every schedule of a small world.
+//!
+//! States are merged: of schedules that lead to the same one, only the first goes on from there. What
+//! makes two states the same is in `digest.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::choices::Choices;
 use crate::explorer::Explorer;
+use crate::graph::Graph;
 use crate::run::{Outcome, Setting, Tracing, run};
-use crate::world::World;
+use crate::world::{Fault, World};
 
 /// What came of running every schedule.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Schedules that were run to their end.
-    pub schedules: u64,
-    /// Schedules that were cut off: they differ from another one by a swap that makes no difference.
-    pub cut_off: u64,
-    /// Steps in all.
+    /// Different states in which something was to be decided.
+    pub states: u64,
+    /// Decisions that lead from one of them to another, or to the end.
+    pub transitions: u64,
+    /// Different ways through them; none if one goes round in a circle and never ends.
+    pub schedules: Option<u128>,
+    /// How often the world was run, up to its end or to a state that was known.
+    pub runs: u64,
+    /// Steps of these runs.
     pub steps: u64,
 }
 
-/// Runs every schedule of a world whose chaos lasts until it is drained; `seen` is told of the count
-/// now and then.
+/// All schedules of a world, run.
+pub struct Exhausted {
+    world: World,
+    graph: Arc<Graph>,
+    /// What came of it.
+    pub count: Count,
+}
+
+/// What states are merged by knows these only.
+const KNOWN: [Fault; 4] = [
+    Fault::CallFails,
+    Fault::AnswerLost,
+    Fault::Crash,
+    Fault::HandlerFails,
+];
+
+/// Runs every schedule of a world whose chaos lasts until it is drained, on so many threads; `seen` is
+/// told of the number of runs now and then.
 ///
 /// # Errors
 ///
-/// The first schedule that breaks an invariant.
-pub fn exhaust(world: &World, mut seen: impl FnMut(&Count)) -> Result<Count, Box<Outcome>> {
+/// A schedule that breaks an invariant.
+///
+/// # Panics
+///
+/// If the world has faults that the merging of states knows nothing of.
+pub fn exhaust(
+    world: &World,
+    jobs: usize,
+    seen: impl Fn(u64) + Sync,
+) -> Result<Exhausted, Box<Outcome>> {
+    assert!(
+        world.is_enumerated() && world.faults.iter().all(|fault| KNOWN.contains(fault)),
+        "only these can be enumerated: {KNOWN:?}"
+    );
     let setting = Setting::Fixed(Box::new(world.clone()));
-    let mut explorer = Explorer::default();
-    let mut count = Count::default();
-    loop {
-        let (outcome, choices) = run(&setting, Choices::all(explorer), Tracing::Off);
-        count.steps += outcome.steps;
-        if outcome.is_cut_off {
-            count.cut_off += 1;
-        } else {
-            count.schedules += 1;
+    let graph = Arc::new(Graph::new());
+    let (runs, steps) = (AtomicU64::new(0), AtomicU64::new(0));
+    let failed: Mutex<Option<Outcome>> = Mutex::new(None);
+    let work = || {
+        while let Some((way, under_way)) = graph.next() {
+            let explorer = Explorer::explore(Arc::clone(&graph), way);
+            let (outcome, _) = run(&setting, Choices::all(explorer), Tracing::Off);
+            steps.fetch_add(outcome.steps, Ordering::Relaxed);
+            let nth = runs.fetch_add(1, Ordering::Relaxed) + 1;
+            if nth.is_multiple_of(256) {
+                seen(nth);
+            }
+            if outcome.violation.is_some() {
+                graph.give_up();
+                failed.lock().get_or_insert(outcome);
+            }
+            drop(under_way);
         }
-        if outcome.violation.is_some() {
-            return Err(Box::new(outcome));
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(work);
         }
-        if count.schedules.is_multiple_of(256) {
-            seen(&count);
+    });
+    if let Some(failed) = failed.into_inner() {
+        return Err(Box::new(failed));
+    }
+    let sum = graph.sum();
+    let count = Count {
+        states: sum.states,
+        transitions: sum.transitions,
+        schedules: sum.schedules,
+        runs: runs.into_inner(),
+        steps: steps.into_inner(),
+    };
+    Ok(Exhausted {
+        world: world.clone(),
+        graph,
+        count,
+    })
+}
+
+impl Exhausted {
+    /// Runs this many schedules from their beginning to their end, by chance and without merging, and
+    /// looks at every step whether it is among those that were found. If states were merged that go on
+    /// differently, it is not.
+    ///
+    /// # Errors
+    ///
+    /// A schedule that leaves what was found, or breaks an invariant.
+    pub fn stroll(&self, schedules: u64) -> Result<(), Box<Outcome>> {
+        let setting = Setting::Fixed(Box::new(self.world.clone()));
+        for seed in 0..schedules {
+            let explorer = Explorer::stroll(Arc::clone(&self.graph), seed);
+            let (outcome, choices) = run(&setting, Choices::all(explorer), Tracing::Off);
+            let is_astray = choices.into_explorer().is_none_or(|one| one.is_astray());
+            if is_astray || outcome.violation.is_some() {
+                return Err(Box::new(outcome));
+            }
         }
-        explorer = choices.into_explorer().unwrap_or_default();
-        if !explorer.advance() {
-            return Ok(count);
-        }
+        Ok(())
     }
 }

@@ -1,109 +1,156 @@
-//! Enumerating schedules: depth first, running each from its beginning.
-//!
-//! Two actions of different processes that touch nothing in common may be swapped without a difference;
-//! of all orders that differ in such swaps only, one is run to its end (sleep sets: Godefroid,
-//! "Partial-Order Methods for the Verification of Concurrent Systems", 1996).
+//! Going the ways of a graph of states: each from its beginning, up to a state that is known.
 
-/// Who acts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Actor {
-    Process(usize),
-    /// Time, the broker, the store, the way there.
-    World,
-}
+use std::sync::Arc;
 
-/// An action, as far as other schedules are concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Label {
-    /// The same in every schedule.
-    pub(crate) name: u64,
-    pub(crate) actor: Actor,
-    /// What it touches, as bits.
-    pub(crate) touches: u64,
-    /// Faults share what is left of how many there may be.
-    pub(crate) is_fault: bool,
-}
+use crate::choices::Dice;
+use crate::graph::{Graph, Way};
 
-impl Label {
-    /// Whether it makes no difference which of the two comes first.
-    fn commutes_with(&self, other: &Self) -> bool {
-        match (self.actor, other.actor) {
-            (Actor::Process(one), Actor::Process(two)) => {
-                one != two
-                    && self.touches & other.touches == 0
-                    && !(self.is_fault && other.is_fault)
-            }
-            _ => false,
-        }
-    }
-}
-
-/// A decision on the way to the current schedule.
-#[derive(Clone, Debug)]
-struct Fork {
-    labels: Vec<Label>,
-    chosen: usize,
-    /// What needs no trying here: another schedule has it first.
-    asleep: Vec<Label>,
-}
-
-impl Fork {
-    fn is_asleep(&self, place: usize) -> bool {
-        self.asleep
-            .iter()
-            .any(|label| label.name == self.labels[place].name)
-    }
-
-    /// The first option from a place on that is worth trying.
-    fn awake_from(&self, from: usize) -> Option<usize> {
-        (from..self.labels.len()).find(|place| !self.is_asleep(*place))
-    }
-}
-
-/// The way to the current schedule, and what is left to try beside it.
-#[derive(Clone, Debug, Default)]
+/// Decides what happens in a run.
+#[derive(Clone)]
 pub(crate) struct Explorer {
-    forks: Vec<Fork>,
-    depth: usize,
+    graph: Arc<Graph>,
+    /// The state in which the last decision was made.
+    last: Option<u64>,
+    manner: Manner,
+}
+
+#[derive(Clone)]
+enum Manner {
+    /// Goes a way that nobody has gone, and on to what is new.
+    Explore { path: Vec<u32>, depth: usize },
+    /// Goes anywhere in a graph that is complete, to see whether it is.
+    Stroll { dice: Dice, is_astray: bool },
 }
 
 impl Explorer {
-    /// Decides; none where every option is known from another schedule.
-    pub(crate) fn choose(&mut self, labels: Vec<Label>) -> Option<usize> {
-        if let Some(fork) = self.forks.get(self.depth) {
-            self.depth += 1;
-            return Some(fork.chosen);
-        }
-        let asleep = self.forks.last().map_or_else(Vec::new, |before| {
-            let taken = &before.labels[before.chosen];
-            let known = before.asleep.iter().chain(&before.labels[..before.chosen]);
-            known
-                .filter(|label| label.commutes_with(taken))
-                .copied()
-                .collect()
-        });
-        let mut fork = Fork {
-            labels,
-            chosen: 0,
-            asleep,
+    pub(crate) fn explore(graph: Arc<Graph>, way: Way) -> Self {
+        let manner = Manner::Explore {
+            path: way.path,
+            depth: 0,
         };
-        fork.chosen = fork.awake_from(0)?;
-        let chosen = fork.chosen;
-        self.forks.push(fork);
-        self.depth += 1;
-        Some(chosen)
+        Self {
+            graph,
+            last: way.from,
+            manner,
+        }
     }
 
-    /// Goes on to the next schedule; says whether there is one.
-    pub(crate) fn advance(&mut self) -> bool {
-        self.depth = 0;
-        while let Some(fork) = self.forks.last_mut() {
-            if let Some(next) = fork.awake_from(fork.chosen + 1) {
-                fork.chosen = next;
-                return true;
-            }
-            self.forks.pop();
+    pub(crate) fn stroll(graph: Arc<Graph>, seed: u64) -> Self {
+        let manner = Manner::Stroll {
+            dice: Dice::new(seed),
+            is_astray: false,
+        };
+        Self {
+            graph,
+            last: None,
+            manner,
         }
-        false
+    }
+
+    /// Decides between so many options; none where all that follows is known. `here` is the digest of
+    /// the state, `taken` what was decided before.
+    pub(crate) fn choose(
+        &mut self,
+        options: usize,
+        here: impl FnOnce() -> u64,
+        taken: &[u32],
+    ) -> Option<usize> {
+        if let Manner::Explore { path, depth } = &mut self.manner
+            && let Some(chosen) = path.get(*depth)
+        {
+            *depth += 1;
+            return Some(*chosen as usize);
+        }
+        if options == 1 {
+            // Nothing to decide. Moments in which only time passes are not even the same in all runs.
+            return Some(0);
+        }
+        let here = here();
+        let from = self.last.replace(here);
+        match &mut self.manner {
+            Manner::Explore { .. } => {
+                let is_new = self.graph.arrive(from, here, options, taken);
+                is_new.then_some(0)
+            }
+            Manner::Stroll { dice, is_astray } => {
+                if !self.graph.leads(from, Some(here)) {
+                    *is_astray = true;
+                    return None;
+                }
+                usize::try_from(dice.roll(options as u64)).ok()
+            }
+        }
+    }
+
+    /// A run has come to its end.
+    pub(crate) fn end(&mut self) {
+        match &mut self.manner {
+            Manner::Explore { .. } => self.graph.end(self.last),
+            Manner::Stroll { is_astray, .. } => *is_astray |= !self.graph.leads(self.last, None),
+        }
+    }
+
+    /// Whether it came to a state, or from one state to another, that the graph does not have.
+    pub(crate) const fn is_astray(&self) -> bool {
+        matches!(
+            self.manner,
+            Manner::Stroll {
+                is_astray: true,
+                ..
+            }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two independent counters, of which either may go on, up to two: a lattice.
+    fn go(mut explorer: Explorer) -> bool {
+        let (mut place, mut taken) = ((0_u64, 0_u64), Vec::new());
+        while place != (2, 2) {
+            let mut options = Vec::new();
+            if place.0 < 2 {
+                options.push((place.0 + 1, place.1));
+            }
+            if place.1 < 2 {
+                options.push((place.0, place.1 + 1));
+            }
+            let here = || 1 + place.0 * 3 + place.1;
+            let Some(chosen) = explorer.choose(options.len(), here, &taken) else {
+                return explorer.is_astray();
+            };
+            taken.push(u32::try_from(chosen).unwrap());
+            place = options[chosen];
+        }
+        explorer.end();
+        explorer.is_astray()
+    }
+
+    #[test]
+    fn every_state_is_seen_once_and_every_way_counted() {
+        let graph = Arc::new(Graph::new());
+        let mut runs = 0;
+        while let Some((way, _under_way)) = graph.next() {
+            go(Explorer::explore(Arc::clone(&graph), way));
+            runs += 1;
+        }
+        let sum = graph.sum();
+        assert_eq!((sum.states, sum.transitions), (4, 8));
+        assert_eq!(sum.schedules, Some(6), "four choose two");
+        assert_eq!(runs, 5, "one for each state with a choice, and the first");
+        for seed in 0..20 {
+            assert!(!go(Explorer::stroll(Arc::clone(&graph), seed)));
+        }
+    }
+
+    #[test]
+    fn a_stroll_notices_what_is_missing() {
+        let graph = Arc::new(Graph::new());
+        let (first, _under_way) = graph.next().unwrap();
+        go(Explorer::explore(Arc::clone(&graph), first));
+        let strays = (0..20).filter(|seed| go(Explorer::stroll(Arc::clone(&graph), *seed)));
+        assert!(strays.count() > 0, "most ways were never gone");
     }
 }

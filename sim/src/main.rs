@@ -6,11 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use backstop_sim::{
-    Outcome, Setting, Small, Tracing, by_list, by_seed, decode, encode, exhaust, shrink,
+    Count, Outcome, Setting, Small, Tracing, by_list, by_seed, decode, encode, exhaust, shrink,
     small_worlds,
 };
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// How many schedules of a small world are run by chance, to see that none was missed.
+const STROLLS: u64 = 5_000;
 
 /// Runs the core through schedules and faults.
 #[derive(Parser)]
@@ -76,14 +79,18 @@ impl Arguments {
         }
     }
 
+    fn jobs(&self) -> Result<usize> {
+        let all = usize::from(std::thread::available_parallelism()?);
+        Ok(self.jobs.unwrap_or(all).max(1))
+    }
+
     fn run_seeds(&self) -> Result<bool> {
         let setting = self.setting()?;
-        let all = usize::from(std::thread::available_parallelism()?);
-        let jobs = self.jobs.unwrap_or(all).max(1);
+        let jobs = self.jobs()?;
         let progress = progress(self.seeds, "seeds");
         let (next, steps) = (AtomicU64::new(0), AtomicU64::new(0));
         let begun = Instant::now();
-        let work = || -> Option<Outcome> {
+        let work = || -> Option<(u64, Outcome)> {
             loop {
                 let nth = next.fetch_add(1, Ordering::Relaxed);
                 if nth >= self.seeds {
@@ -103,15 +110,14 @@ impl Arguments {
                     }
                     // The others may finish what they have begun.
                     next.store(self.seeds, Ordering::Relaxed);
-                    progress.println(format!("seed {} fails", self.from + nth));
-                    return Some(outcome);
+                    return Some((self.from + nth, outcome));
                 }
             }
         };
         let failed = std::thread::scope(|scope| {
             let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
             let ends = workers.into_iter().filter_map(|worker| worker.join().ok());
-            ends.flatten().min_by_key(|outcome| outcome.steps)
+            ends.flatten().min_by_key(|(_, outcome)| outcome.steps)
         });
         progress.finish_and_clear();
         println!(
@@ -121,7 +127,10 @@ impl Arguments {
             self.from,
             begun.elapsed()
         );
-        Ok(failed.is_none_or(|failed| self.show_shrunk(&setting, failed)))
+        Ok(failed.is_none_or(|(seed, failed)| {
+            println!("seed {seed} fails");
+            self.show_shrunk(&setting, failed)
+        }))
     }
 
     fn run_small_worlds(&self) -> Result<bool> {
@@ -132,22 +141,40 @@ impl Arguments {
         for Small { name, world } in worlds {
             let begun = Instant::now();
             let progress = progress(0, name);
-            let counted = exhaust(&world, |count| progress.set_position(count.schedules));
+            let exhausted = exhaust(&world, self.jobs()?, |runs| progress.set_position(runs));
             progress.finish_and_clear();
-            match counted {
-                Ok(count) => println!(
-                    "{name}: {} schedules ({} more cut off as equivalent), {} steps, up to {} faults, in {:.1?}",
-                    count.schedules,
-                    count.cut_off,
-                    count.steps,
-                    self.faults,
-                    begun.elapsed()
-                ),
+            let setting = Setting::Fixed(Box::new(world));
+            let exhausted = match exhausted {
+                Ok(exhausted) => exhausted,
                 Err(failed) => {
                     println!("{name} fails");
-                    let setting = Setting::Fixed(Box::new(world));
                     return Ok(self.show_shrunk(&setting, *failed));
                 }
+            };
+            let Count {
+                states,
+                transitions,
+                schedules,
+                runs,
+                steps,
+            } = exhausted.count;
+            let Some(schedules) = schedules else {
+                println!("{name}: a schedule goes round in a circle, and never ends");
+                return Ok(false);
+            };
+            println!(
+                "{name}, up to {} faults: {schedules} schedules, through {states} states by {transitions} \
+                 transitions; {runs} runs, {steps} steps, in {:.1?}",
+                self.faults,
+                begun.elapsed()
+            );
+            if let Err(astray) = exhausted.stroll(STROLLS) {
+                println!(
+                    "{name}: a schedule leads where none was found to lead, with step {}",
+                    astray.steps
+                );
+                show(&by_list(&setting, &astray.choices, Tracing::On));
+                return Ok(false);
             }
         }
         Ok(true)
@@ -190,7 +217,7 @@ fn progress(length: u64, what: &str) -> ProgressBar {
         _ => ProgressBar::new(length),
     };
     let template = if length == 0 {
-        "{spinner} {msg}: {human_pos} schedules, {elapsed}"
+        "{spinner} {msg}: {human_pos} runs, {elapsed}"
     } else {
         "{bar:30} {human_pos}/{human_len} {msg}, {per_sec}, {eta} left"
     };

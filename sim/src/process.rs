@@ -16,6 +16,7 @@ use crate::broker::SimBroker;
 use crate::call::{Go, HandlerEnd, Operation};
 use crate::choices::Dice;
 use crate::event::{End, Event, Pid, RunEnd, RunId};
+use crate::memory::Memory;
 use crate::publishing::COPY;
 use crate::sim::Sim;
 use crate::state::{Phase, Slot, SlotLife, State};
@@ -49,7 +50,7 @@ impl Sim {
             shutdown: shutdown.clone(),
             abort: None,
             store_away: None,
-            calls: 0,
+            memory: Memory::default(),
         };
         if place == state.slots.len() {
             state.slots.push(slot);
@@ -79,7 +80,7 @@ impl Sim {
     pub(crate) fn kill(&self, state: &mut State, slot: usize, noticed: bool) {
         let pid = state.slots[slot].pid;
         state.see(&self.world, Event::Disturbed { pid: Some(pid) });
-        state.see(&self.world, Event::Killed { pid });
+        state.see(&self.world, Event::Killed { pid, noticed });
         state.pending.retain(|call| call.pid != pid);
         let slot = &mut state.slots[slot];
         slot.life = SlotLife::Gone;

@@ -29,7 +29,8 @@ impl Sim {
             publication,
             left: None,
             delivery: None,
-            deliveries: 0,
+            due: state.facts.now,
+            attempts_used: 0,
             not_before: None,
         });
         state.redriven.push(false);

@@ -65,7 +65,13 @@ pub(crate) fn run(setting: &Setting, mut choices: Choices, tracing: Tracing) -> 
     };
     let sim: Arc<std::sync::OnceLock<Arc<Sim>>> = Arc::default();
     let hook = Arc::clone(&sim);
-    let runtime = Builder::new_current_thread()
+    let mut builder = Builder::new_current_thread();
+    if world.is_enumerated() {
+        // A process must not act differently because another one has been busy: tasks that yield go on
+        // when all others are idle, never after so many polls.
+        builder.event_interval(u32::MAX);
+    }
+    let runtime = builder
         .enable_time()
         .start_paused(true)
         .on_thread_park(move || {
@@ -106,7 +112,11 @@ pub(crate) fn run(setting: &Setting, mut choices: Choices, tracing: Tracing) -> 
             trace: state.trace.take().unwrap_or_default(),
         };
         let spent = Choices::list(Vec::new());
-        (outcome, std::mem::replace(&mut state.choices, spent))
+        let mut choices = std::mem::replace(&mut state.choices, spent);
+        if !outcome.is_cut_off {
+            choices.end();
+        }
+        (outcome, choices)
     });
     drop(runtime);
     // The handles of its tasks hold the runtime, which holds the run.

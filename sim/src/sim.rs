@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use crate::action::Action;
 use crate::call::{Go, Operation};
 use crate::choices::Choices;
+use crate::digest::digest;
 use crate::event::{Event, Pid};
 use crate::facts::Facts;
-use crate::label::label;
 use crate::options::options;
 use crate::state::{Phase, SlotLife, State};
 use crate::world::{Chaos, Dedupe, World};
@@ -64,6 +64,7 @@ impl Sim {
             broker_away: None,
             cuts: 0,
             saved: None,
+            last: None,
             violation: None,
             is_cut_off: false,
             trace: traced.then(Vec::new),
@@ -137,16 +138,16 @@ impl Sim {
         state.steps += 1;
         state.facts.step += 1;
         state.see(&self.world, Event::Idle);
+        if self.world.is_enumerated() {
+            state.tidy(&self.world);
+        }
         self.turn_phase(&mut state);
         let action = match state.phase {
             Phase::Chaos => {
                 let (actions, weights) = options(&self.world, &state, &self.broker);
                 let mut choices = std::mem::replace(&mut state.choices, Choices::list(Vec::new()));
-                let labels = || {
-                    let of = |action: &Action| label(&self.world, &state, *action);
-                    actions.iter().map(of).collect()
-                };
-                let chosen = choices.pick_action(&weights, labels);
+                let here = || digest(&self.world, &state, self.broker.counts());
+                let chosen = choices.pick_action(&weights, here);
                 state.choices = choices;
                 match chosen {
                     Some(chosen) => actions[chosen],
@@ -157,6 +158,7 @@ impl Sim {
             Phase::Over => return,
         };
         self.act(&mut state, action);
+        state.last = Some(action);
         if action != Action::Time {
             self.nudged.notify_one();
         }

@@ -51,6 +51,13 @@ pub fn small_worlds(fault_budget: u32) -> Vec<Small> {
         small("held-in-lane", ordered(OrderedRetry::HeldInLane)),
         small("native-retry", ordered(OrderedRetry::Native)),
         small(
+            "two-lanes",
+            World {
+                publications: vec![message(0, 0), message(1, 1)],
+                ..ordered(OrderedRetry::HeldInLane)
+            },
+        ),
+        small(
             "no-store",
             World {
                 dedupe: Dedupe::None,

@@ -7,11 +7,13 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use crate::action::Action;
 use crate::call::{Go, Operation, Pending};
 use crate::choices::Choices;
 use crate::event::{Event, Pid};
 use crate::facts::Facts;
 use crate::invariants;
+use crate::memory::{Memory, process_of};
 use crate::world::World;
 
 /// A broken invariant.
@@ -46,7 +48,8 @@ pub(crate) struct Slot {
     pub(crate) abort: Option<AbortHandle>,
     /// Calls to the store fail until then.
     pub(crate) store_away: Option<Instant>,
-    pub(crate) calls: u32,
+    /// What its process may still act upon; kept only where schedules are enumerated.
+    pub(crate) memory: Memory,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub(crate) struct State {
     /// How often connections were cut, whosesoever.
     pub(crate) cuts: u64,
     pub(crate) saved: Option<backstop_core::StoreSnapshot>,
+    /// What the controller did last.
+    pub(crate) last: Option<Action>,
     pub(crate) violation: Option<Violation>,
     pub(crate) is_cut_off: bool,
     pub(crate) trace: Option<Vec<String>>,
@@ -97,6 +102,34 @@ impl State {
             trace.push(format!("             {event:?}"));
         }
         self.facts.take_in(event, world);
+        if world.is_enumerated() {
+            self.remember(world, &event);
+        }
+    }
+
+    fn remember(&mut self, world: &World, event: &Event) {
+        let facts = &self.facts;
+        let Some(pid) = process_of(event, facts) else {
+            return;
+        };
+        let slot = &mut self.slots[self.slot_of[pid]];
+        if slot.pid == pid {
+            slot.memory.take_in(event, facts, world);
+        }
+    }
+
+    /// What a process may still act upon.
+    pub(crate) fn memory(&mut self, pid: Pid) -> &mut Memory {
+        &mut self.slots[self.slot_of[pid]].memory
+    }
+
+    /// Lets processes forget what they are done with.
+    pub(crate) fn tidy(&mut self, world: &World) {
+        for slot in &mut self.slots {
+            let own = |call: &&Pending| call.pid == slot.pid;
+            let pending: Vec<_> = self.pending.iter().filter(own).collect();
+            slot.memory.tidy(&pending, &self.facts, world);
+        }
     }
 
     /// Writes down what happens, if anyone will read it.
@@ -119,9 +152,6 @@ impl State {
         about: impl FnOnce() -> String,
     ) -> oneshot::Receiver<Go> {
         let (reply, answer) = oneshot::channel();
-        let slot = self.slot_of[pid];
-        self.slots[slot].calls += 1;
-        let number = self.slots[slot].calls;
         let about = if self.trace.is_some() {
             about()
         } else {
@@ -129,7 +159,6 @@ impl State {
         };
         self.pending.push(Pending {
             pid,
-            number,
             operation,
             ids,
             about,

@@ -12,12 +12,11 @@ use backstop_core::{
 use futures_util::FutureExt;
 
 use crate::broker::unreachable;
-use crate::call::{Operation, QUEUE};
+use crate::call::Operation;
 use crate::event::{Event, Pid, Settling};
 use crate::fate::Fate;
 use crate::publishing::COPY;
 use crate::sim::Sim;
-use crate::world::Order;
 
 /// The number of a delivery's message among all published.
 pub(crate) fn copy_of(delivery: &Delivery) -> usize {
@@ -90,12 +89,17 @@ impl Subscription for SimSubscription {
                 Fate::Effect(answering) => {
                     let Some(received) = self.inner.receive(max).now_or_never() else {
                         seen = Some(self.broker.counts());
+                        self.sim.lock().memory(self.pid).seen = seen;
                         continue;
                     };
                     for delivery in received.as_deref().unwrap_or_default() {
                         let (pid, lease) = (self.pid, delivery.receipt.lease());
-                        let copy = copy_of(delivery);
-                        self.sim.see(Event::Delivered { pid, lease, copy });
+                        self.sim.see(Event::Delivered {
+                            pid,
+                            lease,
+                            copy: copy_of(delivery),
+                            attempts_used: delivery.attempts_used,
+                        });
                     }
                     if received.is_err() {
                         self.cuts_seen.store(NEWS, Ordering::Relaxed);
@@ -119,15 +123,7 @@ impl Subscription for SimSubscription {
                 settling,
             });
         }
-        // What is completed leaves nothing to receive, unless others wait behind it.
-        let is_plain = |(_, how): &(LeaseId, Settling)| *how == Settling::Complete;
-        let is_ordered = sim.world.order != Order::Unordered;
-        let queue = if is_ordered || !known.iter().all(is_plain) {
-            QUEUE
-        } else {
-            0
-        };
-        let ids = queue | self.ids(copies.iter().copied());
+        let ids = self.ids(copies.iter().copied());
         let about = || {
             let each = copies
                 .iter()
@@ -140,7 +136,12 @@ impl Subscription for SimSubscription {
             Fate::Effect(answering) => {
                 let answers = self.inner.settle(batch).await;
                 self.settled(&known, &answers);
-                if !sim.answer(pid, answering, ids, about).await {
+                let arrives = sim.answer(pid, answering, ids, about).await;
+                // Done, or lost: no answer is worth another try.
+                for (lease, _) in &known {
+                    sim.lock().memory(pid).is_done_with(*lease);
+                }
+                if !arrives {
                     return known.iter().map(|_| Err(unanswered())).collect();
                 }
                 for ((lease, _), _) in known
@@ -183,6 +184,10 @@ impl Subscription for SimSubscription {
             return fail();
         };
         let answers = self.inner.extend(leases).await;
+        for (lease, answer) in leases.iter().zip(&answers) {
+            let (lease, held) = (*lease, matches!(answer, Ok(LeaseState::Held(_))));
+            sim.see(Event::Extended { pid, lease, held });
+        }
         if !sim.answer(pid, answering, ids, || text.clone()).await {
             return fail();
         }
@@ -230,7 +235,7 @@ fn brief(settlement: &Settlement) -> (LeaseId, Settling) {
                 attempts_used,
             }
         }
-        Verdict::Release { .. } => Settling::Release,
+        Verdict::Release { after } => Settling::Release { after: *after },
         Verdict::DeadLetter(letter) => {
             let (reason, attempts) = (letter.reason, letter.attempts);
             Settling::DeadLetter { reason, attempts }

@@ -198,6 +198,11 @@ impl World {
         }
     }
 
+    /// Whether all its schedules are run.
+    pub(crate) fn is_enumerated(&self) -> bool {
+        self.chaos == Chaos::UntilDrained
+    }
+
     /// Whether a fault may happen here.
     pub fn has(&self, fault: Fault) -> bool {
         self.faults.contains(&fault)

@@ -2,13 +2,32 @@
 
 use std::time::Duration;
 
-use backstop_core::{Fence, LeaseId, Ownership};
+use backstop_core::{Attempt, Fence, LeaseId, Ownership};
 
-use super::{DeliveryFacts, Facts, Left, RunFacts};
+use super::{DeliveryFacts, Facts, Left, RecordFacts, RunFacts};
 use crate::event::{Copy, End, Hold, Pid, RunId, Settling, TicketCall};
 use crate::world::World;
 
 impl Facts {
+    /// The store's record, after a claim that it answered so.
+    pub(super) fn recorded(
+        &mut self,
+        claim: (Pid, u64),
+        id: usize,
+        attempt: Attempt,
+        world: &World,
+    ) {
+        let known = self.ids.entry(id).or_default();
+        // The same claim asked again changes nothing.
+        if known.top_claim != Some(claim) || known.record.is_none() {
+            known.record = Some(RecordFacts {
+                until: self.now + world.claim_lease,
+                attempt,
+                ended: None,
+            });
+        }
+    }
+
     pub(super) fn claimed(&mut self, claim: (Pid, u64), id: usize, redrives: u32, fence: Fence) {
         let known = self.ids.entry(id).or_default();
         if known.dead_lettered || redrives > known.redrives {
@@ -51,10 +70,16 @@ impl Facts {
         }
     }
 
-    pub(super) fn delivered(&mut self, pid: Pid, lease: LeaseId, copy: Copy) {
+    pub(super) fn delivered(
+        &mut self,
+        pid: Pid,
+        lease: LeaseId,
+        copy: Copy,
+        attempts_used: u32,
+        world: &World,
+    ) {
         let known = &mut self.copies[copy];
         let before = known.delivery.replace(lease);
-        known.deliveries += 1;
         let before = before.and_then(|before| self.deliveries.get(&before));
         let verdict_missing = before.is_none_or(|before| before.settled.is_none());
         let open = |other: &DeliveryFacts| {
@@ -67,6 +92,8 @@ impl Facts {
         let delivery = DeliveryFacts {
             pid,
             copy,
+            until: self.now + world.delivery_lease,
+            attempts_used,
             settled: None,
             lost_told: None,
             settle_told: false,
@@ -76,10 +103,31 @@ impl Facts {
         self.deliveries.insert(lease, delivery);
     }
 
-    pub(super) fn used(&mut self, hold: Hold, call: TicketCall) {
+    pub(super) fn extended(&mut self, lease: LeaseId, world: &World) {
+        if let Some(delivery) = self.deliveries.get_mut(&lease) {
+            delivery.until = self.now + world.delivery_lease;
+        }
+    }
+
+    pub(super) fn lost(&mut self, lease: LeaseId) {
+        let step = self.step;
+        let known = self.deliveries.get_mut(&lease);
+        if let Some(delivery) = known.filter(|one| one.settled.is_none()) {
+            delivery.lost_told.get_or_insert(step);
+        }
+    }
+
+    pub(super) fn used(&mut self, hold: Hold, call: TicketCall, world: &World) {
+        let until = self.now + world.claim_lease;
         let known = self.ids.entry(hold.id).or_default();
         if call != TicketCall::Renew {
             self.ended.insert((hold.id, hold.fence.0));
+        }
+        if let Some(record) = &mut known.record {
+            match call {
+                TicketCall::Renew => record.until = until,
+                TicketCall::Complete | TicketCall::Release(_) => record.ended = Some(call),
+            }
         }
         match call {
             TicketCall::Renew => {}
@@ -133,10 +181,23 @@ impl Facts {
             return;
         };
         delivery.settled = Some(settling);
-        self.copies[delivery.copy].left = match settling {
+        let copy = &mut self.copies[delivery.copy];
+        copy.attempts_used = delivery.attempts_used;
+        match settling {
+            Settling::Retry {
+                after,
+                attempts_used,
+            } => {
+                copy.due = self.now + after;
+                copy.attempts_used = attempts_used;
+            }
+            Settling::Release { after } => copy.due = self.now + after,
+            Settling::Complete | Settling::DeadLetter { .. } => {}
+        }
+        copy.left = match settling {
             Settling::Complete => Some(Left::Completed),
             Settling::DeadLetter { reason, attempts } => Some(Left::Dead { reason, attempts }),
-            Settling::Retry { .. } | Settling::Release => None,
+            Settling::Retry { .. } | Settling::Release { .. } => None,
         };
     }
 

@@ -4,10 +4,10 @@ mod changes;
 
 use std::collections::{HashMap, HashSet};
 
-use backstop_core::{Claim, DeadLetterReason, Fence, LeaseId, Ownership};
+use backstop_core::{Attempt, Claim, DeadLetterReason, Fence, LeaseId, Ownership};
 use tokio::time::Instant;
 
-use crate::event::{Copy, End, Event, Pid, RunEnd, Settling};
+use crate::event::{Copy, End, Event, Pid, RunEnd, Settling, TicketCall};
 use crate::world::{Publication, World};
 
 /// How a copy left its queue.
@@ -24,13 +24,24 @@ pub(crate) struct CopyFacts {
     pub(crate) publication: Publication,
     pub(crate) left: Option<Left>,
     pub(crate) delivery: Option<LeaseId>,
-    pub(crate) deliveries: u32,
+    /// When the broker has it ready again, and how many attempts it knows of, if a verdict said so.
+    pub(crate) due: Instant,
+    pub(crate) attempts_used: u32,
     /// No attempt before this, unless the broker delivers anew because it never got the verdict.
     pub(crate) not_before: Option<Instant>,
 }
 
+/// The store's record of an id.
+#[derive(Clone, Copy)]
+pub(crate) struct RecordFacts {
+    pub(crate) until: Instant,
+    pub(crate) attempt: Attempt,
+    pub(crate) ended: Option<TicketCall>,
+}
+
 #[derive(Default)]
 pub(crate) struct IdFacts {
+    pub(crate) record: Option<RecordFacts>,
     pub(crate) top_fence: u64,
     pub(crate) top_claim: Option<(Pid, u64)>,
     pub(crate) completed: bool,
@@ -46,6 +57,9 @@ pub(crate) struct IdFacts {
 pub(crate) struct DeliveryFacts {
     pub(crate) pid: Pid,
     pub(crate) copy: Copy,
+    /// The end of its lease.
+    pub(crate) until: Instant,
+    pub(crate) attempts_used: u32,
     /// What the broker carried out.
     pub(crate) settled: Option<Settling>,
     /// The step in which the consumer was told that it is lost.
@@ -83,6 +97,8 @@ pub(crate) enum Life {
 pub(crate) struct ProcessFacts {
     pub(crate) life: Life,
     pub(crate) disturbed: bool,
+    /// Whether the broker holds nothing for it any more.
+    pub(crate) is_gone: bool,
 }
 
 /// Everything that the invariants look at.
@@ -160,20 +176,31 @@ impl Facts {
     /// Takes in what happened, after the invariants have looked at it.
     pub(crate) fn take_in(&mut self, event: Event, world: &World) {
         match event {
-            Event::Delivered { pid, lease, copy } => self.delivered(pid, lease, copy),
+            Event::Delivered {
+                pid,
+                lease,
+                copy,
+                attempts_used,
+            } => self.delivered(pid, lease, copy, attempts_used, world),
+            Event::Extended {
+                lease, held: true, ..
+            } => self.extended(lease, world),
             Event::Claimed {
                 pid,
                 id,
                 nonce,
                 redrives,
-                claim: Claim::Acquired { fence, .. },
-            } => self.claimed((pid, nonce), id, redrives, fence),
+                claim: Claim::Acquired { fence, attempt },
+            } => {
+                self.recorded((pid, nonce), id, attempt, world);
+                self.claimed((pid, nonce), id, redrives, fence);
+            }
             Event::TicketUsed {
                 hold,
                 call,
                 ownership: Ownership::Held,
                 ..
-            } => self.used(hold, call),
+            } => self.used(hold, call, world),
             Event::TicketTold {
                 pid,
                 hold,
@@ -183,13 +210,7 @@ impl Facts {
             Event::ClaimTold { pid, id } => {
                 self.turns.insert((pid, id), self.step);
             }
-            Event::LeaseLossTold { lease } => {
-                let step = self.step;
-                let known = self.deliveries.get_mut(&lease);
-                if let Some(delivery) = known.filter(|one| one.settled.is_none()) {
-                    delivery.lost_told.get_or_insert(step);
-                }
-            }
+            Event::LeaseLossTold { lease } => self.lost(lease),
             Event::Settled {
                 lease,
                 settling,
@@ -227,9 +248,11 @@ impl Facts {
             Event::Spawned { .. } => self.processes.push(ProcessFacts {
                 life: Life::Running,
                 disturbed: false,
+                is_gone: false,
             }),
-            Event::Killed { pid } => {
+            Event::Killed { pid, noticed } => {
                 self.processes[pid].life = Life::Dead;
+                self.processes[pid].is_gone = noticed;
                 self.processes[pid].disturbed = true;
             }
             Event::ShutdownBegun { pid } if self.processes[pid].life == Life::Running => {
@@ -238,10 +261,12 @@ impl Facts {
             }
             Event::RunEnded { pid, end } => {
                 self.processes[pid].life = Life::Ended;
+                self.processes[pid].is_gone = true;
                 self.processes[pid].disturbed |= end == RunEnd::Failed;
             }
             Event::RunDropped { pid } => {
                 self.processes[pid].life = Life::Dropped;
+                self.processes[pid].is_gone = true;
                 self.processes[pid].disturbed = true;
             }
             _ => {}

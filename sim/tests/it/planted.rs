@@ -5,23 +5,23 @@
 //! | bug | seed | seconds | broken |
 //! |---|---|---|---|
 //! | `AckBeforeComplete` | 0 | 0.0 | completed after success |
-//! | `StaleClaimCompletes` | 97 | 0.9 | stale claims are refused |
+//! | `StaleClaimCompletes` | 105 | 2.1 | stale claims are refused |
 //! | `ReleaseForgetsCount` | 0 | 0.0 | the cap holds |
-//! | `RenewsAfterEnd` | 15 | 0.1 | renewal ends with the handler |
-//! | `SettlesAfterLoss` | 106 | 1.2 | lost is not settled |
-//! | `DrainDropsBuffer` | 610 | 7.3 | a drain gives back |
+//! | `RenewsAfterEnd` | 15 | 0.2 | renewal ends with the handler |
+//! | `SettlesAfterLoss` | 106 | 2.2 | lost is not settled |
+//! | `DrainDropsBuffer` | 610 | 10.2 | a drain gives back |
 //! | `LaneFreedEarly` | 0 | 0.0 | order within a key |
-//! | `RetryForgetsAttempts` | 64 | 1.3 | the cap holds |
-//! | `CapOffByOne` | 0 | 0.1 | the cap holds |
+//! | `RetryForgetsAttempts` | 64 | 1.5 | the cap holds |
+//! | `CapOffByOne` | 0 | 0.2 | the cap holds |
 //! | `BreakerDeadLetters` | 22 | 0.3 | dead letters are justified |
-//! | `LossIgnored` | 919 | 6.3 | loss cancels |
-//! | `ClaimTakenEarly` | 5 | 0.0 | one at a time |
-//! | `SilenceIsConsent` | 1106 | 5.8 | completed after success |
+//! | `LossIgnored` | 919 | 14.4 | loss cancels |
+//! | `ClaimTakenEarly` | 5 | 0.1 | one at a time |
+//! | `SilenceIsConsent` | 990 | 12.7 | completed after success |
 //! | `RetriesAtOnce` | 0 | 0.0 | no early retry |
-//! | `NeverRenews` | 135 | 0.8 | leases outlive handlers |
-//! | `GraceWithoutEnd` | 704 | 3.7 | shutdown in time |
+//! | `NeverRenews` | 135 | 1.9 | leases outlive handlers |
+//! | `GraceWithoutEnd` | 704 | 9.8 | shutdown in time |
 //! | `CompletedIsClaimed` | 1 | 0.0 | completed is final |
-//! | `SlotsDoubled` | 32 | 0.2 | in flight bound |
+//! | `SlotsDoubled` | 32 | 0.5 | in flight bound |
 
 use std::time::{Duration, Instant};
 
