@@ -70,6 +70,8 @@ enum Step {
     Deny,
     /// The tests beside the code
     Unit,
+    /// What threads share, in many orders of them, under shuttle
+    Threads,
     /// The examples in the documentation
     DocTests,
     /// The tests in `tests/`, with real servers
@@ -106,6 +108,7 @@ impl Test {
             Step::Docs => docs(),
             Step::Deny => deny(),
             Step::Unit => self.cargo_test(&["--lib", "--bins", "--examples"]),
+            Step::Threads => threads(),
             Step::DocTests => self.cargo_test(&["--doc"]),
             Step::Integration => self.cargo_test(&["--test", "*"]),
         }
@@ -179,6 +182,15 @@ fn features() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Built apart: under this flag the core's locks work in these tests only.
+fn threads() -> Result<()> {
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
+    let mut test = shell::cargo_command();
+    test.args(["test", "--package", "backstop-core", "--lib", "threads::"]);
+    test.env("RUSTFLAGS", format!("{flags} --cfg shuttle"));
+    shell::run(test.env("CARGO_TARGET_DIR", shell::root().join("target/shuttle")))
 }
 
 fn docs() -> Result<()> {

@@ -27,6 +27,7 @@ pub mod planted;
 mod policy;
 mod ports;
 mod publisher;
+mod sync;
 mod verdict;
 
 pub use codec::{Codec, Json, Raw};

@@ -10,9 +10,10 @@ use std::task::{Context, Poll, Waker};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use parking_lot::Mutex;
 use slab::Slab;
 use tokio::sync::Notify;
+
+use crate::sync::Mutex;
 
 /// Limits of a batcher.
 #[derive(Clone, Copy, Debug)]

@@ -1,15 +1,15 @@
 //! The gate in front of intake: a breaker for handling and one for the idempotency store.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::breaker::{Breaker, BreakerSettings, Change, Width};
 use super::stats::Counters;
+use crate::sync::{AtomicBool, Mutex};
 
 /// Stops and resumes intake.
 pub(crate) struct Gate {

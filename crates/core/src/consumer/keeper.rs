@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time::Instant;
 
@@ -16,6 +15,7 @@ use crate::delivery::LeaseId;
 use crate::ports::{
     DeliveryLease, IdempotencyStore, LeaseState, Ownership, StoreHandle, Subscription, Ticket,
 };
+use crate::sync::Mutex;
 
 /// Whether a delivery may still be settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +192,7 @@ impl Keeper {
 
     /// What has used up a third of its time, and what has run out; a claim that would run out before
     /// the next tick counts as lost, so that its handler has ended when another one begins.
-    fn due(&self, now: Instant, tick: Duration) -> (Due<LeaseId>, Due<Ticket>) {
+    pub(super) fn due(&self, now: Instant, tick: Duration) -> (Due<LeaseId>, Due<Ticket>) {
         let (mut leases, mut claims) = (Vec::new(), Vec::new());
         let claim_lease = self.settings.claim_lease;
         for (index, entry) in &mut self.entries.lock().slab {
@@ -246,7 +246,12 @@ impl Keeper {
         }
     }
 
-    async fn extend_leases(&self, subscription: &dyn Subscription, due: Due<LeaseId>, at: Instant) {
+    pub(super) async fn extend_leases(
+        &self,
+        subscription: &dyn Subscription,
+        due: Due<LeaseId>,
+        at: Instant,
+    ) {
         if due.is_empty() {
             return;
         }

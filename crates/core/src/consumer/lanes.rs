@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Held};
@@ -14,20 +13,27 @@ use super::settlements::Settled;
 use crate::codec::Codec;
 use crate::handler::Handler;
 use crate::message::PartitionKey;
+use crate::sync::Mutex;
 
 /// How long the first message of a lane rests that is given back.
 const LANE_REST: Duration = Duration::from_millis(100);
 
 /// The lanes that are in use. A lane exists while one of its messages is with us.
-#[derive(Default)]
-pub(crate) struct Lanes {
-    waiting: Mutex<HashMap<PartitionKey, VecDeque<Held>>>,
+pub(crate) struct Lanes<T = Held> {
+    waiting: Mutex<HashMap<PartitionKey, VecDeque<T>>>,
 }
 
-impl Lanes {
+impl<T> Default for Lanes<T> {
+    fn default() -> Self {
+        let waiting = Mutex::default();
+        Self { waiting }
+    }
+}
+
+impl<T> Lanes<T> {
     /// Queues a delivery behind the earlier ones of its key, or gives it back to be run first in a
     /// new lane. Called in the order of receipt.
-    pub(crate) fn enter(&self, key: &PartitionKey, held: Held) -> Option<Held> {
+    pub(crate) fn enter(&self, key: &PartitionKey, held: T) -> Option<T> {
         let mut waiting = self.waiting.lock();
         if let Some(lane) = waiting.get_mut(key).filter(|_| !planted!(LaneFreedEarly)) {
             lane.push_back(held);
@@ -38,7 +44,7 @@ impl Lanes {
     }
 
     /// The next delivery of a lane; the lane ends if there is none.
-    fn next(&self, key: &PartitionKey) -> Option<Held> {
+    pub(super) fn next(&self, key: &PartitionKey) -> Option<T> {
         let mut waiting = self.waiting.lock();
         let next = waiting.get_mut(key)?.pop_front();
         if next.is_none() {
@@ -48,7 +54,7 @@ impl Lanes {
     }
 
     /// Takes all that waits in a lane, which stays in use until nothing more arrives in it.
-    fn drain(&self, key: &PartitionKey) -> VecDeque<Held> {
+    pub(super) fn drain(&self, key: &PartitionKey) -> VecDeque<T> {
         let mut waiting = self.waiting.lock();
         let lane = waiting.get_mut(key).map(std::mem::take).unwrap_or_default();
         if lane.is_empty() {

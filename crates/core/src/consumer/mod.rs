@@ -21,6 +21,8 @@ mod shutdown;
 mod stats;
 #[cfg(test)]
 mod tests;
+#[cfg(all(test, shuttle))]
+mod threads;
 mod workers;
 
 use std::fmt;

@@ -7,36 +7,55 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
 use tokio_util::task::TaskTracker;
 
 use super::engine::{Engine, Held};
 use crate::codec::Codec;
 use crate::handler::Handler;
+use crate::sync::Mutex;
 
 /// The workers of one consumer. When it is dropped, those that are idle end.
 pub(crate) struct Workers<C, H> {
     engine: Arc<Engine<C, H>>,
     tasks: TaskTracker,
-    idle: Arc<Mutex<Idle>>,
+    idle: Arc<Mutex<Idle<Held>>>,
 }
 
 /// Workers without a delivery. Every one of them waits at its desk.
-#[derive(Default)]
-struct Idle {
-    desks: Vec<Arc<Desk>>,
+pub(super) struct Idle<T> {
+    desks: Vec<Arc<Desk<T>>>,
     closed: bool,
 }
 
-/// Where one worker gets its next delivery.
-#[derive(Default)]
-struct Desk {
-    inbox: Mutex<Inbox>,
+impl<T> Default for Idle<T> {
+    fn default() -> Self {
+        Self {
+            desks: Vec::new(),
+            closed: false,
+        }
+    }
 }
 
-#[derive(Default)]
-struct Inbox {
-    next: Option<Held>,
+/// Where one worker gets its next delivery.
+pub(super) struct Desk<T> {
+    inbox: Mutex<Inbox<T>>,
+}
+
+impl<T> Default for Desk<T> {
+    fn default() -> Self {
+        let inbox = Inbox {
+            next: None,
+            closed: false,
+            waker: None,
+        };
+        Self {
+            inbox: Mutex::new(inbox),
+        }
+    }
+}
+
+struct Inbox<T> {
+    next: Option<T>,
     closed: bool,
     waker: Option<Waker>,
 }
@@ -56,11 +75,9 @@ impl<C: Codec, H: Handler<C::Payload>> Workers<C, H> {
 
     /// Has a delivery processed, at once: by an idle worker, or by a new one.
     pub(crate) fn process(&self, held: Held) {
-        let desk = self.idle.lock().desks.pop();
-        if let Some(desk) = desk {
-            desk.hand_over(held);
+        let Some(held) = Idle::hand_over(&self.idle, held) else {
             return;
-        }
+        };
         let (engine, idle) = (Arc::clone(&self.engine), Arc::clone(&self.idle));
         self.tasks.spawn(async move {
             let desk = Arc::default();
@@ -78,14 +95,7 @@ impl<C: Codec, H: Handler<C::Payload>> Workers<C, H> {
 impl<C, H> Workers<C, H> {
     /// Lets workers end when they are idle.
     pub(crate) fn close(&self) {
-        let desks = {
-            let mut idle = self.idle.lock();
-            idle.closed = true;
-            std::mem::take(&mut idle.desks)
-        };
-        for desk in desks {
-            desk.close();
-        }
+        Idle::close(&self.idle);
     }
 }
 
@@ -95,9 +105,29 @@ impl<C, H> Drop for Workers<C, H> {
     }
 }
 
-impl Idle {
+impl<T> Idle<T> {
+    /// Has an idle worker take a delivery; gives it back if there is none.
+    pub(super) fn hand_over(idle: &Mutex<Self>, held: T) -> Option<T> {
+        let desk = idle.lock().desks.pop();
+        let Some(desk) = desk else { return Some(held) };
+        desk.hand_over(held);
+        None
+    }
+
+    /// Lets the workers end, once they have nothing to do.
+    pub(super) fn close(idle: &Mutex<Self>) {
+        let desks = {
+            let mut idle = idle.lock();
+            idle.closed = true;
+            std::mem::take(&mut idle.desks)
+        };
+        for desk in desks {
+            desk.close();
+        }
+    }
+
     /// The worker's next delivery; none if it is to end.
-    async fn next(idle: &Mutex<Self>, desk: &Arc<Desk>) -> Option<Held> {
+    pub(super) async fn next(idle: &Mutex<Self>, desk: &Arc<Desk<T>>) -> Option<T> {
         {
             let mut idle = idle.lock();
             if idle.closed || idle.desks.len() >= MAX_IDLE {
@@ -109,8 +139,8 @@ impl Idle {
     }
 }
 
-impl Desk {
-    fn hand_over(&self, held: Held) {
+impl<T> Desk<T> {
+    fn hand_over(&self, held: T) {
         let mut inbox = self.inbox.lock();
         inbox.next = Some(held);
         Self::wake(inbox.waker.take(), inbox);
@@ -123,14 +153,14 @@ impl Desk {
     }
 
     /// Wakes the worker when it can look.
-    fn wake<T>(waker: Option<Waker>, lock: T) {
+    fn wake<L>(waker: Option<Waker>, lock: L) {
         drop(lock);
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Held>> {
+    fn poll_next(&self, context: &Context<'_>) -> Poll<Option<T>> {
         let mut inbox = self.inbox.lock();
         if let Some(held) = inbox.next.take() {
             return Poll::Ready(Some(held));

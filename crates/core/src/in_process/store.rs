@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::store_faults::{Fault, StoreFaults};
@@ -15,6 +14,7 @@ use crate::ports::{
     Claim, ClaimRequest, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind, StoreHandle,
     Survival, Ticket,
 };
+use crate::sync::Mutex;
 
 /// An idempotency store inside the process.
 ///
