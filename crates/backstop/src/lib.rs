@@ -66,6 +66,7 @@ pub use backstop_core::{
     Receipt, ReleaseCost, ReleaseKind, RunError, RunErrorKind, SettleError, Settlement, Severity,
     Shutdown, Stats, StoreError, StoreErrorKind, StoreFaults, StoreHandle, SubscribeOptions,
     Subscription, SubscriptionOrder, Survival, Ticket, Verdict, decide, truncate_visibly,
+    with_causes,
 };
 
 #[cfg(feature = "rabbitmq")]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use backstop::{
     Attempt, Backoff, BrokerError, BrokerHandle, Jitter, Shutdown, StoreError, StoreHandle,
+    with_causes,
 };
 
 use crate::exit::CommandError;
@@ -43,7 +44,7 @@ pub(crate) async fn broker_with_patience(
             Ok(broker) => return Ok(Some(broker)),
             Err(error) if error.is_transient() => {
                 let pause = pauses.next();
-                tracing::warn!(%error, ?pause, "not ready: the broker cannot be reached yet");
+                tracing::warn!(error = %with_causes(&error), ?pause, "not ready: the broker cannot be reached yet");
                 wait(pause, shutdown).await;
             }
             Err(error) => return Err(refused_broker(&error)),
@@ -68,7 +69,7 @@ pub(crate) async fn store_with_patience(
             Ok(store) => return Ok(Some(store)),
             Err(error) if error.is_transient() => {
                 let pause = pauses.next();
-                tracing::warn!(%error, ?pause, "not ready: the idempotency store cannot be reached yet");
+                tracing::warn!(error = %with_causes(&error), ?pause, "not ready: the idempotency store cannot be reached yet");
                 wait(pause, shutdown).await;
             }
             Err(error) => return Err(refused_store(&error)),

@@ -1,12 +1,12 @@
 //! How the command ends: a code of sysexits, and a sentence that says what to do.
 
-use std::error::Error as StdError;
 use std::fmt::{self, Write as _};
 use std::io;
 use std::process::ExitCode;
 
 use backstop::{
     BrokerError, BrokerErrorKind, ConfigError, RunError, RunErrorKind, StoreError, StoreErrorKind,
+    with_causes,
 };
 
 use crate::output;
@@ -87,7 +87,7 @@ impl CommandError {
             | BrokerErrorKind::Unsupported => Code::Config,
             _ => Code::Software,
         };
-        Self::new(code, format!("{doing}: {}", chain(error)))
+        Self::new(code, format!("{doing}: {}", with_causes(error)))
     }
 
     pub(crate) fn store(doing: &str, error: &StoreError) -> Self {
@@ -98,7 +98,7 @@ impl CommandError {
             StoreErrorKind::Configuration => Code::Usage,
             _ => Code::Software,
         };
-        Self::new(code, format!("{doing}: {}", chain(error)))
+        Self::new(code, format!("{doing}: {}", with_causes(error)))
     }
 
     /// Why a consumer ended.
@@ -148,20 +148,6 @@ impl From<io::Error> for CommandError {
     }
 }
 
-/// An error with its causes, each said once.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let shown = error.to_string();
-        if !text.ends_with(&shown) {
-            let _ = write!(text, ": {shown}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,12 +157,5 @@ mod tests {
         let error = ConfigError::new("max_attempts", 0, "1 to 1000");
         let shown = CommandError::setting(&error).to_string();
         assert_eq!(shown, "--max-attempts cannot be 0: 1 to 1000");
-    }
-
-    #[test]
-    fn a_cause_is_said_once() {
-        let inner = BrokerError::new(BrokerErrorKind::Other, "refused");
-        let outer = BrokerError::new(BrokerErrorKind::Other, "cannot connect").with_source(inner);
-        assert_eq!(chain(&outer), "cannot connect: refused");
     }
 }

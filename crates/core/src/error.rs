@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
 
+use crate::causes::with_causes;
+
 type Source = Box<dyn StdError + Send + Sync>;
 
 /// Whether trying again can help.
@@ -266,13 +268,7 @@ impl fmt::Debug for HandlerError {
 /// Shows the whole chain of causes, outermost first.
 impl fmt::Display for HandlerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.source, f)?;
-        let mut cause = self.source.source();
-        while let Some(error) = cause {
-            write!(f, ": {error}")?;
-            cause = error.source();
-        }
-        Ok(())
+        f.write_str(&with_causes(&*self.source))
     }
 }
 

@@ -14,6 +14,7 @@ macro_rules! planted {
     }};
 }
 
+mod causes;
 mod codec;
 mod consumer;
 mod delivery;
@@ -30,6 +31,7 @@ mod publisher;
 mod sync;
 mod verdict;
 
+pub use causes::with_causes;
 pub use codec::{Codec, Json, Raw};
 pub use consumer::{
     BreakerSettings, Consumer, ConsumerBuilder, Fingerprints, KeySource, MissingKey, Monitor,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backstop_core::{BrokerError, BrokerErrorKind, Settlement, Verdict};
+use backstop_core::{BrokerError, BrokerErrorKind, Settlement, Verdict, with_causes};
 
 use crate::broker::Shared;
 use crate::decode::Native;
@@ -28,7 +28,7 @@ impl Desk {
         self.copy_and_acknowledge(vec![(0, settlement)], &mut answers)
             .await;
         if let [Some(Err(error))] = answers {
-            tracing::warn!(error = %error.cause, "a message that waits for its retry could not be put into a delay queue; it comes back at once");
+            tracing::warn!(error = %with_causes(&error.cause), "a message that waits for its retry could not be put into a delay queue; it comes back at once");
             let _ = self.send(channel_of(lease), vec![frame]).await;
         }
     }
@@ -98,7 +98,7 @@ impl Desk {
         if cause.is_transient() || self.closing.is_cancelled() {
             return Err(kept(settlement, cause));
         }
-        tracing::error!(error = %cause, "a message cannot wait in a delay queue; it waits unsettled in this process");
+        tracing::error!(error = %with_causes(&cause), "a message cannot wait in a delay queue; it waits unsettled in this process");
         self.wait_here(settlement, after.min(LONGEST_STAY), frame, None);
         Ok(())
     }

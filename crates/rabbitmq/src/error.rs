@@ -1,6 +1,6 @@
 //! From lapin's errors to ours.
 
-use backstop_core::{BrokerError, BrokerErrorKind, ConfigError};
+use backstop_core::{BrokerError, BrokerErrorKind, ConfigError, with_causes};
 use lapin::ErrorKind;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
@@ -59,9 +59,5 @@ pub(crate) fn misconfigured(error: &ConfigError) -> BrokerError {
 
 /// The same error for another caller.
 pub(crate) fn again(error: &BrokerError) -> BrokerError {
-    let mut text = error.to_string();
-    if let Some(source) = std::error::Error::source(error) {
-        text = format!("{text}: {source}");
-    }
-    BrokerError::new(error.kind(), text)
+    BrokerError::new(error.kind(), with_causes(error))
 }

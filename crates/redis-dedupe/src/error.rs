@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-use backstop_core::{Persistence, StoreError, StoreErrorKind};
+use backstop_core::{Persistence, StoreError, StoreErrorKind, with_causes};
 use redis::{RedisError, ServerError};
 
 /// What to do about a failure while there is time for an answer.
@@ -168,12 +168,12 @@ impl From<Fault> for StoreError {
     }
 }
 
-/// For logs, with its cause.
+/// For logs, with its causes.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)?;
         match &self.source {
-            Some(source) => write!(f, ": {source}"),
+            Some(source) => write!(f, ": {}", with_causes(&**source)),
             None => Ok(()),
         }
     }

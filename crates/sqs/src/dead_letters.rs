@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::types::MessageSystemAttributeName as System;
-use backstop_core::{BrokerError, DeadLetterQueue, DeadLetterRecord};
+use backstop_core::{BrokerError, DeadLetterQueue, DeadLetterRecord, with_causes};
 use futures_util::future::join_all;
 
 use crate::batches::{Change, Entry, carry_out};
@@ -74,7 +74,7 @@ impl DeadLetters {
             .map(|chunk| carry_out(client, &self.target.url, chunk));
         for answer in join_all(giving).await.into_iter().flatten() {
             if let Err(error) = answer {
-                tracing::debug!(%error, "a dead letter that was looked at comes back in half a minute");
+                tracing::debug!(error = %with_causes(&error), "a dead letter that was looked at comes back in half a minute");
             }
         }
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::BatchResultErrorEntry;
-use backstop_core::{BrokerError, BrokerErrorKind, ConfigError};
+use backstop_core::{BrokerError, BrokerErrorKind, ConfigError, with_causes};
 
 /// What SQS or the way to it said: one line, without the request.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ where
     E: ProvideErrorMetadata + StdError + 'static,
 {
     let Some(service) = error.as_service_error() else {
-        let told = chain(error);
+        let told = with_causes(error);
         let kind = kind_on_the_way(error, &told);
         let doing = match advice_on_the_way(&told) {
             Some(advice) => format!("{doing}: {advice}"),
@@ -176,19 +176,6 @@ fn advice_on_the_way(told: &str) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let line = error.to_string();
-        if !text.ends_with(&line) {
-            text = format!("{text}: {line}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 pub(crate) fn closed() -> BrokerError {

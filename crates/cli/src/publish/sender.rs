@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use backstop::{BrokerError, Message, Publisher};
+use backstop::{BrokerError, Message, Publisher, with_causes};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::lines::Entry;
 use crate::connect::Pauses;
-use crate::exit::{CommandError, chain};
+use crate::exit::CommandError;
 use crate::output;
 
 /// Messages that go to the broker at once, at most.
@@ -26,7 +26,7 @@ pub(crate) struct Unconfirmed {
 
 impl Unconfirmed {
     pub(crate) fn json(&self) -> Value {
-        json!({"line": self.line, "error": chain(&self.error)})
+        json!({"line": self.line, "error": with_causes(&self.error)})
     }
 }
 
@@ -105,7 +105,7 @@ impl Sender {
                 return Err(error);
             }
             let pause = pauses.next();
-            tracing::warn!(error = %first, unconfirmed = failed.len(), ?pause, "publishing again what was not confirmed");
+            tracing::warn!(error = %with_causes(first), unconfirmed = failed.len(), ?pause, "publishing again what was not confirmed");
             batch = failed.into_iter().map(|(entry, _)| entry).collect();
             tokio::time::sleep(pause).await;
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use backstop::{Context, HandlerError};
+use backstop::{Context, HandlerError, with_causes};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
@@ -13,7 +13,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use super::metadata::Metadata;
 use super::settings::Settings;
 use super::target::Ended;
-use crate::exit::{Code, CommandError, chain};
+use crate::exit::{Code, CommandError};
 
 /// How much of an answer is read; the rest of a longer one costs the connection.
 const LONGEST_ANSWER: usize = 64 << 10;
@@ -47,7 +47,7 @@ impl Endpoint {
             .pool_max_idle_per_host(settings.max_in_flight)
             .build()
             .map_err(|error| {
-                let text = format!("cannot set up HTTP: {}", chain(&error));
+                let text = format!("cannot set up HTTP: {}", with_causes(&error));
                 CommandError::new(Code::Config, text)
             })?;
         Ok(Self {
@@ -84,7 +84,10 @@ impl Endpoint {
             }
             Err(error) => {
                 // Its own text names the URL, which may hold a password.
-                let text = format!("cannot reach the endpoint: {}", chain(&error.without_url()));
+                let text = format!(
+                    "cannot reach the endpoint: {}",
+                    with_causes(&error.without_url())
+                );
                 Err(Ended::Failed(HandlerError::transient(text)))
             }
         }

@@ -249,7 +249,7 @@ impl Claims {
         let mut asked = Attempt::FIRST;
         loop {
             self.counters.store_errors.raise();
-            self.gate.store_failed();
+            self.gate.store_failed(&error);
             let pause = pauses.delay_after(asked, (self.randomness)());
             if !error.is_transient() || Instant::now() + pause >= end {
                 return Err(error);

@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 use super::breaker::{Breaker, BreakerSettings, Change, Width};
 use super::stats::Counters;
+use crate::causes::with_causes;
+use crate::error::StoreError;
 use crate::sync::{AtomicBool, Mutex};
 
 /// Stops and resumes intake.
@@ -150,13 +152,13 @@ impl Gate {
         }
     }
 
-    pub(crate) fn store_failed(&self) {
+    pub(crate) fn store_failed(&self, error: &StoreError) {
         let mut breaker = self.store.lock();
         if let Change::Opened(_) = breaker.failed(Instant::now())
             && !self.store_down.swap(true, Ordering::Relaxed)
         {
             drop(breaker);
-            tracing::error!("the idempotency store fails; nothing is handled until it answers");
+            tracing::error!(error = %with_causes(error), "the idempotency store fails; nothing is handled until it answers");
             self.changed.notify_waiters();
         }
     }

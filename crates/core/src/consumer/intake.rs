@@ -13,6 +13,7 @@ use super::breaker::Width;
 use super::engine::{Engine, Held};
 use super::monitor::Readiness;
 use super::workers::Workers;
+use crate::causes::with_causes;
 use crate::codec::Codec;
 use crate::delivery::{Attempt, Delivery};
 use crate::error::BrokerError;
@@ -85,7 +86,7 @@ impl<C: Codec, H: Handler<C::Payload>> Intake<C, H> {
                     let pause =
                         pauses.delay_after(Attempt::after(failures), (self.engine.randomness)());
                     failures += 1;
-                    tracing::warn!(%error, ?pause, "receiving failed; trying again");
+                    tracing::warn!(error = %with_causes(&error), ?pause, "receiving failed; trying again");
                     tokio::time::sleep(pause).await;
                 }
                 Err(error) => return error,

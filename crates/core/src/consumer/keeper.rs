@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::cancellation::Cancellation;
 use super::stats::Counters;
+use crate::causes::with_causes;
 use crate::delivery::LeaseId;
 use crate::ports::{
     DeliveryLease, IdempotencyStore, LeaseState, Ownership, StoreHandle, Subscription, Ticket,
@@ -257,6 +258,7 @@ impl Keeper {
         }
         let leases: Vec<_> = due.iter().map(|(_, _, lease)| *lease).collect();
         let answers = subscription.extend(&leases).await;
+        let mut failures = None;
         for ((index, serial, _), answer) in due.into_iter().zip(answers) {
             self.with(index, serial, |entry| match answer {
                 Ok(LeaseState::Held(lasts)) => {
@@ -268,11 +270,12 @@ impl Keeper {
                     self.lose_lease(entry);
                 }
                 Err(_) if entry.standing == Standing::Settling => {}
-                Err(error) => {
-                    self.counters.renewal_errors.raise();
-                    tracing::warn!(%error, "a lease could not be extended; trying again until it runs out");
-                }
+                Err(error) => count(&mut failures, error),
             });
+        }
+        if let Some((error, leases)) = failures {
+            self.counters.renewal_errors.add(leases);
+            tracing::warn!(leases, error = %with_causes(&error), "leases could not be extended; trying again until they run out");
         }
     }
 
@@ -287,6 +290,7 @@ impl Keeper {
         };
         let tickets: Vec<_> = due.iter().map(|(_, _, ticket)| ticket.clone()).collect();
         let answers = store.renew(&tickets, self.settings.claim_lease).await;
+        let mut failures = None;
         for ((index, serial, ticket), answer) in due.into_iter().zip(answers) {
             self.with(index, serial, |entry| {
                 let Some((current, renewed)) = entry.claim.as_mut().filter(|(t, _)| *t == ticket)
@@ -300,12 +304,13 @@ impl Keeper {
                         tracing::warn!(key = ?current.key, fence = %current.fence, "a claim was taken over; its handler is cancelled");
                         lose(entry, Standing::ClaimLost);
                     }
-                    Err(error) => {
-                        self.counters.renewal_errors.raise();
-                        tracing::warn!(key = ?current.key, %error, "a claim could not be renewed; trying again until it runs out");
-                    }
+                    Err(error) => count(&mut failures, error),
                 }
             });
+        }
+        if let Some((error, claims)) = failures {
+            self.counters.renewal_errors.add(claims);
+            tracing::warn!(claims, error = %with_causes(&error), "claims could not be renewed; trying again until they run out");
         }
     }
 
@@ -315,6 +320,15 @@ impl Keeper {
         if let Some(entry) = entries.slab.get_mut(index).filter(|e| e.serial == serial) {
             change(entry);
         }
+    }
+}
+
+/// Keeps the first error of a round, and counts the others. An outage meets everything that is held, once
+/// a tick: a line for each would bury whatever else there is to say.
+fn count<E>(failures: &mut Option<(E, u64)>, error: E) {
+    match failures {
+        Some((_, count)) => *count += 1,
+        None => *failures = Some((error, 1)),
     }
 }
 

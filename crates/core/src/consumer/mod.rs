@@ -52,6 +52,7 @@ use self::settings::Settings;
 use self::settlements::Settlements;
 use self::stats::Counters;
 use self::workers::Workers;
+use crate::causes::with_causes;
 use crate::codec::Codec;
 use crate::delivery::Attempt;
 use crate::error::BrokerError;
@@ -234,12 +235,14 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
             };
             let error = match tried {
                 Ok(subscription) => return Ok(Some(subscription)),
-                Err(error) if error.is_transient() => error,
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            let Some(cause) = error.transient() else {
+                return Err(error);
             };
             let pause = pauses.delay_after(Attempt::after(failures), (self.randomness)());
             failures += 1;
-            tracing::warn!(%error, ?pause, "not ready: the queue cannot be subscribed to yet");
+            tracing::warn!(error = %with_causes(cause), ?pause, "not ready: the queue cannot be subscribed to yet");
             tokio::select! {
                 biased;
                 () = shutdown.begun() => return Ok(None),

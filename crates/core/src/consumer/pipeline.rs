@@ -15,6 +15,7 @@ use super::engine::{Engine, Held};
 use super::keeper::{Hold, Standing};
 use super::key::MissingKey;
 use super::settlements::Settled;
+use crate::causes::with_causes;
 use crate::codec::Codec;
 use crate::delivery::{Attempt, Delivery};
 use crate::error::Failure;
@@ -185,7 +186,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
             }
             Ok((_, None)) => Claimed::Refused(Outcome::Repeat, None),
             Err(error) => {
-                tracing::warn!(%error, "a message could not be claimed; it is given back");
+                tracing::warn!(error = %with_causes(&error), "a message could not be claimed; it is given back");
                 let after = STORE_PAUSE;
                 Claimed::Refused(Outcome::GivenBack { after }, None)
             }
@@ -294,7 +295,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
             Ok(Ownership::Fenced) => Owned::Fenced,
             Err(_) if planted!(SilenceIsConsent) => Owned::Ours,
             Err(error) => {
-                tracing::warn!(key = ?ticket.key, %error, ?decision, "the store did not take the end of an attempt; the message is given back and may be handled again");
+                tracing::warn!(key = ?ticket.key, error = %with_causes(&error), ?decision, "the store did not take the end of an attempt; the message is given back and may be handled again");
                 Owned::Unknown
             }
         }
@@ -338,7 +339,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
                 Settled::GivenBack => ReleaseKind::Unused,
             };
             if let Err(error) = claims.release(ticket, kind, &held.hold).await {
-                tracing::warn!(key = ?ticket.key, %error, "the store did not take the end of a dead-lettered message; a repeat may be handled");
+                tracing::warn!(key = ?ticket.key, error = %with_causes(&error), "the store did not take the end of a dead-lettered message; a repeat may be handled");
             }
         }
         match settled {

@@ -56,8 +56,9 @@ impl RunError {
         self.broker.as_ref()
     }
 
-    pub(super) fn is_transient(&self) -> bool {
-        self.broker.as_ref().is_some_and(BrokerError::is_transient)
+    /// The broker's error, if another try may succeed.
+    pub(super) fn transient(&self) -> Option<&BrokerError> {
+        self.broker.as_ref().filter(|error| error.is_transient())
     }
 }
 

@@ -7,6 +7,7 @@ use super::Randomness;
 use super::batcher::{Batcher, Limits};
 use super::keeper::Hold;
 use super::stats::Counters;
+use crate::causes::with_causes;
 use crate::delivery::{Attempt, Delivery};
 use crate::error::{BrokerError, BrokerErrorKind};
 use crate::policy::{Backoff, Jitter};
@@ -100,7 +101,7 @@ impl Settlements {
             self.counters.settle_errors.raise();
             let Some(kept) = error.kept else {
                 hold.is_gone();
-                tracing::warn!(error = %error.cause, "a delivery was lost before it could be settled; the broker delivers it again");
+                tracing::warn!(error = %with_causes(&error.cause), "a delivery was lost before it could be settled; the broker delivers it again");
                 return Settled::GivenBack;
             };
             report(&kept, &error.cause);
@@ -172,7 +173,7 @@ impl Settlements {
                     settlement = *kept;
                 }
                 _ => {
-                    tracing::warn!(error = %error.cause, "a delivery could not be given back; it comes back when its lease ends");
+                    tracing::warn!(error = %with_causes(&error.cause), "a delivery could not be given back; it comes back when its lease ends");
                     return;
                 }
             }
@@ -190,10 +191,10 @@ fn report(kept: &Settlement, cause: &BrokerError) {
         .map_or("", |id| id.as_str());
     match &kept.verdict {
         Verdict::DeadLetter(letter) => {
-            tracing::error!(id, reason = %letter.reason, error = %cause, "the dead-letter queue does not take a message; it stays in its queue");
+            tracing::error!(id, reason = %letter.reason, error = %with_causes(cause), "the dead-letter queue does not take a message; it stays in its queue");
         }
         Verdict::Complete | Verdict::Retry { .. } | Verdict::Release { .. } => {
-            tracing::warn!(id, error = %cause, "the broker did not take a settlement; the message stays in its queue");
+            tracing::warn!(id, error = %with_causes(cause), "the broker did not take a settlement; the message stays in its queue");
         }
     }
 }

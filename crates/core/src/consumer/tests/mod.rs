@@ -5,6 +5,7 @@ mod chaos;
 mod flow;
 mod idempotency;
 mod lease;
+mod logs;
 mod order;
 mod retry;
 mod settings;

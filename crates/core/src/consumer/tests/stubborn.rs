@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::delivery::{Delivery, LeaseId};
-use crate::error::BrokerError;
+use crate::error::{BrokerError, BrokerErrorKind};
 use crate::ports::{
     Broker, BrokerHandle, Capabilities, DeadLetterQueue, DeliveryLease, Finding, LeaseState,
     Outgoing, SettleError, SubscribeOptions, Subscription,
@@ -24,6 +24,8 @@ pub(super) enum Where {
     Extend,
     /// Nowhere, but leases can be extended by no more than this in all.
     Limit(Duration),
+    /// Nowhere, but leases cannot be extended, for a reason.
+    ExtendRefused,
     /// A bug in the adapter.
     SettlePanics,
     /// A bug in the adapter.
@@ -118,6 +120,9 @@ impl Subscription for Stuck {
 
     async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>> {
         assert_ne!(self.at, Where::ExtendPanics, "a bug in the adapter");
+        if self.at == Where::ExtendRefused {
+            return leases.iter().map(|_| Err(refused())).collect();
+        }
         self.hang(Where::Extend).await;
         self.subscription.extend(leases).await
     }
@@ -131,4 +136,9 @@ impl Subscription for Stuck {
         self.hang(Where::Close).await;
         self.subscription.close().await;
     }
+}
+
+fn refused() -> BrokerError {
+    let reason = std::io::Error::other("connection refused");
+    BrokerError::new(BrokerErrorKind::Unreachable, "no way to the broker").with_source(reason)
 }

@@ -1,0 +1,140 @@
+//! What the consumer says about failures.
+
+use std::io;
+
+use tracing::subscriber::DefaultGuard;
+
+use super::stubborn::{Stubborn, Where};
+use super::*;
+use crate::in_process::BrokerOperation;
+use crate::{BrokerErrorKind, Consumer};
+
+/// What this thread says, until the guard is dropped.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn keep() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    /// The lines with this text.
+    fn lines(&self, text: &str) -> Vec<String> {
+        let said = String::from_utf8_lossy(&self.0.lock()).into_owned();
+        let lines = said.lines().filter(|line| line.contains(text));
+        lines.map(ToOwned::to_owned).collect()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const HELD: usize = 20;
+
+async fn publish_many(scene: &Scene) {
+    let names: Vec<_> = (0..HELD).map(|n| n.to_string()).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    scene.publish(&names).await;
+}
+
+/// Handlers that outlast the first renewals.
+async fn long() -> Result<(), HandlerError> {
+    tokio::time::sleep(13 * SECOND).await;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_that_cannot_be_extended_are_told_once_a_round_and_with_the_cause() {
+    let (log, _guard) = Log::keep();
+    let scene = Scene::new();
+    publish_many(&scene).await;
+    let stubborn = Stubborn {
+        broker: scene.broker.clone(),
+        at: Where::ExtendRefused,
+    };
+    let builder = Consumer::builder(stubborn).store(scene.store.clone());
+    let running = scene.start(builder, |_, _| long());
+    let stats = scene.finish(running).await;
+    let lines = log.lines("leases could not be extended");
+    assert!(!lines.is_empty());
+    assert_eq!(stats.renewal_errors, (HELD * lines.len()) as u64);
+    for line in lines {
+        assert!(line.contains("leases=20"), "{line}");
+        assert!(
+            line.contains("no way to the broker: connection refused"),
+            "{line}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn claims_that_cannot_be_renewed_are_told_once_a_round() {
+    let (log, _guard) = Log::keep();
+    let scene = Scene::new();
+    publish_many(&scene).await;
+    let running = scene.start(scene.builder(), |_, _| long());
+    tokio::time::sleep(5 * SECOND).await;
+    scene.store.faults().go_down();
+    tokio::time::sleep(7 * SECOND).await;
+    scene.store.faults().come_back();
+    let stats = scene.finish(running).await;
+    let lines = log.lines("claims could not be renewed");
+    assert!(!lines.is_empty());
+    assert!(
+        lines.iter().all(|line| line.contains("claims=20")),
+        "{lines:?}"
+    );
+    assert_eq!(stats.renewal_errors, (HELD * lines.len()) as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_fails_is_told_at_once_and_with_the_reason() {
+    let (log, _guard) = Log::keep();
+    let scene = Scene::new();
+    scene.store.faults().go_down();
+    scene.publish(&["1"]).await;
+    let running = scene.start(scene.builder(), |_, _| succeeds());
+    tokio::time::sleep(SECOND).await;
+    let lines = log.lines("nothing is handled until it answers");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("the in-process store was told to fail"),
+        "{lines:?}"
+    );
+    scene.store.faults().come_back();
+    scene.finish(running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_cannot_be_subscribed_to_yet_is_told_with_the_reason() {
+    let (log, _guard) = Log::keep();
+    let scene = Scene::new();
+    let kind = BrokerErrorKind::Unreachable;
+    scene
+        .broker
+        .faults()
+        .fail(BrokerOperation::Subscribe, kind, 1);
+    scene.publish(&["1"]).await;
+    let running = scene.start(scene.builder(), |_, _| succeeds());
+    scene.finish(running).await;
+    let lines = log.lines("cannot be subscribed to yet");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("the in-process broker was told to fail"),
+        "{lines:?}"
+    );
+}
