@@ -100,7 +100,7 @@ impl RabbitMqConfig {
         let password = decode("password", password)?;
         let vhost = match url.path() {
             "" | "/" => "/".to_owned(),
-            path => decode("virtual host", &path[1..])?,
+            path => virtual_host(decode("virtual host", &path[1..])?)?,
         };
         let port = if scheme == AMQPScheme::AMQPS {
             5671
@@ -269,6 +269,16 @@ fn decode(part: &'static str, text: &str) -> Result<String, ConfigError> {
     Ok(decoded.into_owned())
 }
 
+fn virtual_host(name: String) -> Result<String, ConfigError> {
+    const LONGEST: usize = 255;
+    if name.len() > LONGEST {
+        let value = format!("a name of {} bytes", name.len());
+        let allowed = format!("at most {LONGEST} bytes");
+        return Err(ConfigError::new("virtual host", value, allowed));
+    }
+    Ok(name)
+}
+
 /// AMQP's names are short strings; ours is the longest that leaves room for what is added to it.
 fn queue_name(setting: &'static str, value: &str) -> Result<Arc<str>, ConfigError> {
     const LONGEST: usize = 200;
@@ -348,6 +358,10 @@ mod tests {
                 "with the parameter \"prefetch\": one of queue",
             ),
             ("amqp://h?queue=amq.q", "queue cannot be \"amq.q\""),
+            (
+                &format!("amqp://h/{}?queue=q", "v".repeat(256)),
+                "virtual host cannot be a name of 256 bytes: at most 255 bytes",
+            ),
             (
                 "amqp://h?queue=q&heartbeat=0",
                 "heartbeat cannot be 0: 1 to 3600",

@@ -67,6 +67,7 @@
 
 mod acks;
 mod arguments;
+mod arrivals;
 mod broker;
 mod config;
 mod connection;

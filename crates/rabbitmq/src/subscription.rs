@@ -7,16 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use backstop_core::{
     BrokerError, BrokerErrorKind, Delivery, LeaseId, LeaseState, SettleError, Settlement,
-    SubscribeOptions, Subscription, SubscriptionOrder,
+    SubscribeOptions, Subscription, SubscriptionOrder, with_causes,
 };
-use futures_util::stream::{self, BoxStream, SelectAll};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::arrivals::{Arrival, Arrivals};
 use crate::broker::Shared;
 use crate::decode::{self, NativeCount, Reading};
 use crate::desk::Desk;
@@ -39,27 +39,10 @@ pub(crate) struct RabbitMqSubscription {
     stopped: CancellationToken,
 }
 
-/// What a queue's consumer brings.
-enum Arrival {
-    Native(Box<lapin::message::Delivery>),
-    Broken(lapin::Error),
-    /// Nothing more. Without it the end of one partition would go unnoticed among the others.
-    End,
-}
-
-impl From<Result<lapin::message::Delivery, lapin::Error>> for Arrival {
-    fn from(next: Result<lapin::message::Delivery, lapin::Error>) -> Self {
-        match next {
-            Ok(native) => Self::Native(Box::new(native)),
-            Err(error) => Self::Broken(error),
-        }
-    }
-}
-
 /// One channel's deliveries.
 struct Reception {
     source: Source,
-    arrivals: SelectAll<BoxStream<'static, Arrival>>,
+    arrivals: Arrivals,
     tags: Vec<ShortString>,
     by_key: Option<String>,
 }
@@ -140,16 +123,14 @@ impl RabbitMqSubscription {
         };
         let mut reception = Reception {
             source,
-            arrivals: SelectAll::new(),
+            arrivals: Arrivals::default(),
             tags: Vec::new(),
             by_key,
         };
         for queue in self.shared.link.config.source_queues() {
             let consumer = self.consume_queue(&reception.source, &queue).await?;
             reception.tags.push(consumer.tag());
-            let end = stream::once(std::future::ready(Arrival::End));
-            let arrivals = consumer.map(Arrival::from).chain(end);
-            reception.arrivals.push(arrivals.boxed());
+            reception.arrivals.add(consumer);
         }
         self.shelf.clear();
         self.desk.open(reception.source.clone()).await;
@@ -203,13 +184,10 @@ impl RabbitMqSubscription {
         let mut deliveries = Vec::with_capacity(max.get().min(64));
         deliveries.push(self.read(reception, first)?);
         // No await from here on: what is taken is handed over.
-        while deliveries.len() < max.get() {
-            let next = reception.arrivals.next().now_or_never();
-            let Some(Some(Arrival::Native(native))) = next else {
-                // After an error there is nothing but the end, which says so again.
-                break;
-            };
-            deliveries.push(self.decode(reception, *native));
+        while deliveries.len() < max.get()
+            && let Some(native) = reception.arrivals.next_ready()
+        {
+            deliveries.push(self.decode(reception, native));
         }
         Ok(deliveries)
     }
@@ -284,25 +262,29 @@ impl RabbitMqSubscription {
                 .basic_cancel(tag.clone(), BasicCancelOptions::default())
                 .await
             {
-                tracing::debug!(%error, "a consumer could not be cancelled: its channel is gone already");
+                tracing::debug!(error = %with_causes(&error), "a consumer could not be cancelled: its channel is gone already");
                 return;
             }
         }
         let mut ahead = Vec::new();
-        while let Some(Some(Arrival::Native(native))) = reception.arrivals.next().now_or_never() {
-            ahead.push(released(self.decode(&reception, *native)));
+        while let Some(native) = reception.arrivals.next_ready() {
+            ahead.push(released(self.decode(&reception, native)));
         }
         for answer in self.desk.settle(ahead).await {
             if let Err(error) = answer {
-                tracing::debug!(error = %error.cause, "a delivery could not be given back; it comes back with the channel");
+                tracing::debug!(error = %with_causes(&error.cause), "a delivery could not be given back; it comes back with the channel");
             }
         }
     }
 }
 
-fn broken() -> BrokerError {
+fn broken(reason: Option<lapin::Error>) -> BrokerError {
     let text = "the channel broke; what it brought is delivered again";
-    BrokerError::new(BrokerErrorKind::Unreachable, text)
+    let error = BrokerError::new(BrokerErrorKind::Unreachable, text);
+    match reason {
+        Some(reason) => error.with_source(reason),
+        None => error,
+    }
 }
 
 #[async_trait]
@@ -333,7 +315,10 @@ impl Subscription for RabbitMqSubscription {
             if self.desk.is_open() {
                 Ok(deliveries)
             } else {
-                Err(broken())
+                let reception = place.as_mut();
+                Err(broken(
+                    reception.and_then(|reception| reception.arrivals.take_broken()),
+                ))
             }
         });
         if received.is_err() {
