@@ -268,3 +268,6 @@ impl fmt::Debug for Sqs {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backstop_core::{
     BrokerError, BrokerErrorKind, DeadLetter, Delivery, LeaseId, LeaseState, SettleError,
-    Settlement, Verdict,
+    Settlement, Verdict, with_causes,
 };
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -128,7 +128,9 @@ impl Desk {
         SettleError { cause, kept }
     }
 
-    /// Copies first: the original is deleted after SQS has confirmed its copy.
+    /// Copies first: the original is deleted after SQS has confirmed its copy. Then it is dead-lettered,
+    /// also where it cannot be deleted: what comes back is a repeat, which the store absorbs if it is told
+    /// of the dead letter. Another try would make another copy.
     async fn dead_letter(&self, letters: Vec<(usize, Settlement, Lease)>) -> Vec<(usize, Answer)> {
         if letters.is_empty() {
             return Vec::new();
@@ -139,7 +141,15 @@ impl Desk {
                 .into_iter()
                 .zip(copied)
                 .map(async |((at, settlement, held), copied)| match copied {
-                    Ok(()) => (at, self.settle_one(settlement, held, Instant::now()).await),
+                    Ok(()) => {
+                        let lease = settlement.delivery.receipt.lease();
+                        let deleted = self.settle_one(settlement, held, Instant::now()).await;
+                        if let Err(error) = deleted {
+                            self.leases.end(lease);
+                            tracing::warn!(error = %with_causes(&error.cause), "a message is in the dead-letter queue, but could not be deleted from its own; it comes back as a repeat");
+                        }
+                        (at, Ok(()))
+                    }
                     Err(cause) => (at, Err(self.not_settled(settlement, cause))),
                 });
         join_all(settling).await
@@ -244,7 +254,7 @@ impl Desk {
             .map(|chunk| carry_out(&self.clients.prompt, &self.url, chunk));
         for answer in join_all(showing).await.into_iter().flatten() {
             if let Err(error) = answer {
-                tracing::debug!(%error, "a message could not be given back; it comes back when its lease ends");
+                tracing::debug!(error = %with_causes(&error), "a message could not be given back; it comes back when its lease ends");
             }
         }
     }
