@@ -100,7 +100,7 @@ impl Servers {
                 if moved.is_empty() || round > Attempt::FIRST {
                     sleep(pause(round)).await;
                 }
-                self.learn(version, &moved, self.patience(until)).await;
+                self.learn(version, &moved, until).await;
             }
             round = Attempt::after(round.get());
         }
@@ -117,7 +117,7 @@ impl Servers {
             let named = call.ask_at.as_ref().and_then(|node| self.route_to(node));
             let route = match named {
                 Some(route) => Ok(route),
-                None => self.route(call.call.slot, self.patience(until)).await,
+                None => self.route(call.call.slot, until).await,
             };
             match route {
                 Err(fault) => outcomes.push((call, Outcome::Failed(fault))),

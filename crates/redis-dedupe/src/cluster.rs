@@ -246,3 +246,6 @@ fn read_ranges(answer: Value, asked: &Address) -> Option<Ranges> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

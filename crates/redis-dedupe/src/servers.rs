@@ -100,7 +100,7 @@ impl Servers {
         }
     }
 
-    /// The lanes to the server of each slot.
+    /// The lanes to the server of a slot, once it is known.
     pub(crate) async fn route(&self, slot: u16, until: Instant) -> Result<Route<'_>, Fault> {
         match &self.kind {
             Kind::One(lanes) => Ok(Route::One(lanes)),
