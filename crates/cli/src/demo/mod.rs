@@ -73,13 +73,13 @@ impl Demo {
         };
         narrator.end();
         let outcome = Outcome::find(&shop, told?, begun.elapsed());
-        if self.json {
-            output::print_json(&outcome.json())?;
+        let told = if self.json {
+            output::print_json(&outcome.json())
         } else {
-            output::print(&table::render(&outcome))?;
-        }
+            output::print(&table::render(&outcome))
+        };
         match outcome.broken() {
-            broken if broken.is_empty() => Ok(()),
+            broken if broken.is_empty() => Ok(told?),
             broken => {
                 let text = format!("a promise was broken: {}", broken.join("; "));
                 Err(CommandError::new(Code::Data, text))

@@ -187,7 +187,7 @@ impl Publish {
         sent: Result<(), CommandError>,
     ) -> Result<(), CommandError> {
         let published = sender.published();
-        if self.json {
+        let told = if self.json {
             let unconfirmed: Vec<_> = sender.unconfirmed().iter().map(Unconfirmed::json).collect();
             output::print_json(&json!({
                 "queue": queue,
@@ -195,13 +195,17 @@ impl Publish {
                 "not_confirmed": unconfirmed,
                 "error": sent.as_ref().err().map(ToString::to_string),
                 "seconds": took.as_secs_f64(),
-            }))?;
+            }))
         } else if sent.is_ok() {
             let count = output::counted(published, "message");
             let took = output::brief(took);
-            output::print(&format!("published {count} to {queue:?} in {took}"))?;
-        }
-        sent
+            output::print(&format!("published {count} to {queue:?} in {took}"))
+        } else {
+            Ok(())
+        };
+        // What was not published matters more than whether somebody reads about it.
+        sent?;
+        Ok(told?)
     }
 }
 

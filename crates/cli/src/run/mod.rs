@@ -30,6 +30,9 @@ use self::target::{Target, To};
 use crate::exit::{Code, CommandError};
 use crate::{connect, logs};
 
+/// The longest time between SIGTERM and SIGKILL.
+const LONGEST_KILL_AFTER: Duration = Duration::from_hours(12);
+
 const ABOUT: &str = "\
 Consume a queue with a program or an HTTP endpoint
 
@@ -78,7 +81,7 @@ pub(crate) struct Run {
     idempotent_by_nature: bool,
     #[command(flatten)]
     settings: Settings,
-    /// Wait this long after SIGTERM before SIGKILL, when a program has to end
+    /// Wait this long after SIGTERM before SIGKILL, when a program has to end; at most 12h
     #[arg(long, value_parser = humantime::parse_duration, default_value = "5s")]
     kill_after: Duration,
     /// Fill a memory:// queue from this file of JSON lines first (see `backstop publish`), and end
@@ -135,6 +138,13 @@ impl Run {
                  handled; --idempotent-by-nature says that a message may be handled twice",
             );
         }
+        if self.kill_after > LONGEST_KILL_AFTER {
+            let given = humantime::format_duration(self.kill_after);
+            let longest = humantime::format_duration(LONGEST_KILL_AFTER);
+            return refuse(&format!(
+                "--kill-after cannot be {given}: at most {longest}"
+            ));
+        }
         self.settings.check()?;
         feed::check(self.feed.as_deref(), &self.url)
     }
@@ -171,13 +181,14 @@ impl Run {
         // Programs that were cancelled are on their way out; none is left behind.
         endings.close();
         endings.wait().await;
-        report.summary(&target)?;
+        let told = report.summary(&target);
+        // How it ended matters more than whether somebody reads about it.
         ended.map_err(|error| CommandError::run(&error))?;
         if is_cut_short(shutdown).await {
             let text = "stopped at once: what was being handled is given back and comes again";
             return Err(CommandError::new(Code::TempFail, text));
         }
-        Ok(())
+        Ok(told?)
     }
 
     fn target(

@@ -87,6 +87,14 @@ async fn a_setting_out_of_range_is_named_with_its_value_and_what_is_allowed() {
         ("--max-attempts many", "invalid digit"),
         ("--handler-timeout soon", "--handler-timeout"),
         ("--key-from nothing", "header:<name>"),
+        (
+            "--kill-after 13h",
+            "--kill-after cannot be 13h: at most 12h",
+        ),
+        (
+            "--kill-after 18446744073709551615s",
+            "--kill-after cannot be",
+        ),
     ] {
         let run = format!(
             "run --url memory://q --store memory:// --feed {} {option} -- true",

@@ -76,6 +76,28 @@ async fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[tokio::test]
+async fn a_failure_is_one_also_if_nobody_reads_about_it() {
+    let files = Files::new();
+    let bad = files.write("bad.jsonl", "{\"body\":1}\nnonsense\n");
+    let publish = ["publish", "--url", "memory://q", "--json", "--file"];
+    let mut publish = backstop(publish);
+    let mut child = start(publish.arg(bad));
+    drop(child.stdout.take());
+    wait(child).await.with_code(65).saying("line 2");
+
+    let script = "trap '' TERM; echo $$ > started; while :; do sleep 0.05; done";
+    let arguments = ["--grace", "1h", "--", "sh", "-c", script];
+    let mut command = run_fed(&files, r#"{"body":"1"}"#, &arguments);
+    let mut child = start_logging(&files, &mut command);
+    drop(child.stdout.take());
+    files.wait_for("started", "").await;
+    signal(&child, "TERM").await;
+    files.wait_for("log", "shutting down").await;
+    signal(&child, "TERM").await;
+    wait(child).await.with_code(75);
+}
+
+#[tokio::test]
 async fn nobody_has_to_read_stderr() {
     let files = Files::new();
     let mut command = run_fed(&files, THREE, &["--", "sh", "-c", "echo said >&2"]);
