@@ -26,8 +26,6 @@ const IN_FLIGHT: u16 = 256;
 pub(crate) enum Contestant {
     /// lapin: a task for each message, which acknowledges it.
     Raw,
-    /// The same with twice the prefetch, which is what backstop asks of RabbitMQ.
-    RawDeeper,
     /// backstop with the in-process store.
     InProcess,
     /// backstop with Redis.
@@ -39,8 +37,7 @@ pub(crate) enum Contestant {
 impl Contestant {
     pub(crate) const fn name(self) -> &'static str {
         match self {
-            Self::Raw => "raw lapin, prefetch 256",
-            Self::RawDeeper => "raw lapin, prefetch 512",
+            Self::Raw => "raw lapin",
             Self::InProcess => "backstop, in-process store",
             Self::Redis => "backstop, Redis",
             Self::Naive => "naive loop, Redis",
@@ -56,12 +53,11 @@ impl Contestant {
         tally: &Arc<Tally>,
     ) -> Result<Duration> {
         match self {
-            Self::Raw => raw(queue, IN_FLIGHT, tally, Dedupe::None).await?,
-            Self::RawDeeper => raw(queue, 2 * IN_FLIGHT, tally, Dedupe::None).await?,
+            Self::Raw => raw(queue, tally, Dedupe::None).await?,
             Self::Naive => {
                 let client = redis::Client::open(redis)?;
                 let connection = client.get_multiplexed_async_connection().await?;
-                raw(queue, IN_FLIGHT, tally, Dedupe::Naive(connection)).await?;
+                raw(queue, tally, Dedupe::Naive(connection)).await?;
             }
             Self::InProcess => backstop(queue, InProcessStore::new(), tally).await?,
             Self::Redis => backstop(queue, RedisStore::connect(redis).await?, tally).await?,
@@ -150,11 +146,11 @@ enum Dedupe {
     Naive(MultiplexedConnection),
 }
 
-async fn raw(queue: &Queue, prefetch: u16, tally: &Arc<Tally>, dedupe: Dedupe) -> Result<()> {
+async fn raw(queue: &Queue, tally: &Arc<Tally>, dedupe: Dedupe) -> Result<()> {
     let connection = queue.connect().await?;
     let channel = connection.create_channel().await?;
     channel
-        .basic_qos(prefetch, BasicQosOptions::default())
+        .basic_qos(IN_FLIGHT, BasicQosOptions::default())
         .await?;
     let mut consumer = channel
         .basic_consume(

@@ -11,12 +11,11 @@ use crate::report::{Report, Wanted, number};
 use crate::rounds::{Progress, ratios, turns};
 use crate::servers;
 
-const CONTESTANTS: [Contestant; 5] = [
+const CONTESTANTS: [Contestant; 4] = [
     Contestant::Raw,
     Contestant::InProcess,
     Contestant::Redis,
     Contestant::Naive,
-    Contestant::RawDeeper,
 ];
 
 /// Measures how fast a queue that is full is emptied.
@@ -64,7 +63,7 @@ pub(crate) async fn measure(rounds: u32, messages: u32, report: &mut Report) -> 
 }
 
 fn tell(report: &mut Report, speeds: [Vec<f64>; CONTESTANTS.len()]) {
-    let [raw, in_process, redis, naive, deeper] = &speeds;
+    let [raw, in_process, redis, naive] = &speeds;
     let targets = [
         ("in-process store / raw", in_process, raw, 1.1),
         ("Redis / raw", redis, raw, 0.8),
@@ -74,9 +73,7 @@ fn tell(report: &mut Report, speeds: [Vec<f64>; CONTESTANTS.len()]) {
         let ratios = ratios(of, to);
         report.target("b", what, "times", Wanted::AtLeast(least), &ratios);
     }
-    let further = ratios(in_process, deeper);
     for (contestant, speeds) in CONTESTANTS.iter().zip(speeds) {
         report.figure("b", contestant.name(), "messages/s", speeds);
     }
-    report.figure("b", "in-process store / raw, 512", "times", further);
 }

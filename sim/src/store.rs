@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backstop_core::{
-    Claim, ClaimRequest, IdempotencyKey, IdempotencyStore, InProcessStore, Ownership, ReleaseKind,
-    StoreError, StoreErrorKind, Survival, Ticket,
+    Claim, ClaimRequest, Finding, IdempotencyKey, IdempotencyStore, InProcessStore, Ownership,
+    ReleaseKind, StoreError, StoreErrorKind, Survival, Ticket,
 };
 
 use crate::call::Operation;
@@ -109,6 +109,10 @@ impl IdempotencyStore for SimStore {
     /// Every process of a world sees the one store, and it outlives them.
     fn survival(&self) -> Survival {
         Survival::Durable
+    }
+
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        self.inner.inspect().await
     }
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {

@@ -64,9 +64,9 @@ pub use backstop_core::{
     MissingKey, Monitor, OrderScope, OrderedRetry, Outcome, Outgoing, OwnerId, Ownership,
     PartitionKey, Permanence, Persistence, Policy, Publisher, QueueCounts, Randomness, Raw,
     Receipt, ReleaseCost, ReleaseKind, RunError, RunErrorKind, SettleError, Settlement, Severity,
-    Shutdown, Stats, StoreError, StoreErrorKind, StoreFaults, StoreHandle, SubscribeOptions,
-    Subscription, SubscriptionOrder, Survival, Ticket, Verdict, decide, truncate_visibly,
-    with_causes,
+    Shutdown, Stats, StoreError, StoreErrorKind, StoreFaults, StoreHandle, StoreSnapshot,
+    SubscribeOptions, Subscription, SubscriptionOrder, Survival, Ticket, Verdict, decide,
+    truncate_visibly, with_causes,
 };
 
 #[cfg(feature = "rabbitmq")]

@@ -232,6 +232,9 @@ impl HandlerError {
     }
 
     /// A failure that may be cured by an attempt not before `wait` from now.
+    ///
+    /// The wait is at least the backoff's own, and at most 7 days, the broker's longest delay, and,
+    /// with an idempotency store, half the retention: the record of the attempts has to outlive it.
     pub fn retry_after(error: impl Into<Box<dyn StdError + Send + Sync>>, wait: Duration) -> Self {
         Self {
             failure: Failure::RetryAfter(wait),

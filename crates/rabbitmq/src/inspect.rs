@@ -22,30 +22,38 @@ pub(crate) async fn findings(
     for queue in &sources {
         depth(&live, queue).await?;
     }
-    if exists(&live, &config.dead_letter_queue).await? {
-        let (queue, usual) = (
-            &config.dead_letter_queue,
-            dead_letter_arguments(live.version),
-        );
-        match arguments_of(&live, queue, usual).await {
-            Ok(arguments) => judge_dead_letters(&mut findings, queue, &arguments, live.version),
-            // What is said about the source below is enough.
-            Err(error) if error.kind() == BrokerErrorKind::AccessDenied => {}
-            Err(error) => return Err(error),
-        }
-    } else {
-        findings.push(no_dead_letter_queue(config, live.version));
-    }
     // Partitions are declared alike; the first stands for all.
+    let mut source = None;
     if let Some(queue) = sources.first() {
         match arguments_of(&live, queue, source_arguments(config)).await {
-            Ok(arguments) => judge(&mut findings, queue, &arguments, options, &live, config),
+            Ok(arguments) => {
+                judge(&mut findings, queue, &arguments, options, &live, config);
+                judge_forgetting(&mut findings, queue, &arguments);
+                source = Some(arguments);
+            }
             // Who may only read and write is not to be kept from consuming.
             Err(error) if error.kind() == BrokerErrorKind::AccessDenied => {
                 findings.push(not_shown(config, queue));
             }
             Err(error) => return Err(error),
         }
+    }
+    if exists(&live, &config.dead_letter_queue).await? {
+        let (queue, usual) = (
+            &config.dead_letter_queue,
+            dead_letter_arguments(live.version),
+        );
+        match arguments_of(&live, queue, usual).await {
+            Ok(letters) => {
+                judge_dead_letters(&mut findings, queue, &letters, live.version);
+                judge_memory(&mut findings, queue, &letters, source.as_ref());
+            }
+            // What is said about the source is enough.
+            Err(error) if error.kind() == BrokerErrorKind::AccessDenied => {}
+            Err(error) => return Err(error),
+        }
+    } else {
+        findings.push(no_dead_letter_queue(config, live.version));
     }
     if config.partitions.is_some() && live.hashing(config).await? == Hashing::Publisher {
         let fix = "enable the plugin and declare again, or publish by backstop only";
@@ -183,25 +191,64 @@ fn judge_dead_letters(
         let fix = format!("declare it anew, or set a policy, with x-delivery-limit={none}");
         warn("x-delivery-limit", &problem, &fix);
     }
-    for (setting, problem) in [
-        ("x-message-ttl", "drops messages by age"),
-        (
-            "x-expires",
-            "vanishes with its messages when nobody uses it",
-        ),
-        ("x-max-length", "drops its oldest messages when it is full"),
-        (
-            "x-max-length-bytes",
-            "drops its oldest messages when it is full",
-        ),
-    ] {
-        let is_kept =
-            setting.starts_with("x-max") && argument("x-overflow") == Some("reject-publish");
-        if argument(setting).is_some() && !is_kept {
+}
+
+/// A dead-letter queue that forgets sooner than its queue loses what nobody could look at.
+fn judge_memory(
+    findings: &mut Vec<Finding>,
+    queue: &str,
+    letters: &Arguments,
+    source: Option<&Arguments>,
+) {
+    let ttl = |arguments: &Arguments| arguments.get("x-message-ttl")?.parse::<u64>().ok();
+    let outlives = ttl(letters) >= source.and_then(ttl) && source.and_then(ttl).is_some();
+    for (setting, problem) in FORGETTING {
+        let is_safe = match setting {
+            "x-message-ttl" => outlives,
+            _ => refuses_when_full(setting, letters),
+        };
+        if letters.contains_key(setting) && !is_safe {
+            let problem = format!("the dead-letter queue {queue:?} {problem}");
             let fix = format!("declare it anew without {setting}");
-            warn(setting, problem, &fix);
+            findings.push(finding(Severity::Refusal, setting, &problem, &fix));
         }
     }
+}
+
+/// What is dropped from a queue by age or number is dead-lettered unseen if the queue names a
+/// dead-letter exchange; what vanishes with it is lost.
+fn judge_forgetting(findings: &mut Vec<Finding>, queue: &str, source: &Arguments) {
+    for (setting, problem) in FORGETTING {
+        if !source.contains_key(setting) || refuses_when_full(setting, source) {
+            continue;
+        }
+        let severity = match setting {
+            "x-expires" => Severity::Refusal,
+            _ => Severity::Warning,
+        };
+        let problem = format!("the queue {queue:?} {problem}, whether they were handled or not");
+        let fix = format!("declare it anew without {setting}");
+        findings.push(finding(severity, setting, &problem, &fix));
+    }
+}
+
+/// Arguments by which a queue loses messages, and how.
+const FORGETTING: [(&str, &str); 4] = [
+    ("x-message-ttl", "drops messages by age"),
+    (
+        "x-expires",
+        "vanishes with its messages when nobody uses it",
+    ),
+    ("x-max-length", "drops its oldest messages when it is full"),
+    (
+        "x-max-length-bytes",
+        "drops its oldest messages when it is full",
+    ),
+];
+
+fn refuses_when_full(setting: &str, arguments: &Arguments) -> bool {
+    let overflow = arguments.get("x-overflow").map(String::as_str);
+    setting.starts_with("x-max") && overflow == Some("reject-publish")
 }
 
 fn no_dead_letter_queue(config: &RabbitMqConfig, version: ServerVersion) -> Finding {
@@ -233,6 +280,9 @@ fn not_shown(config: &RabbitMqConfig, queue: &str) -> Finding {
 
 /// RabbitMQ closes the channel of a consumer that does not settle for 30 minutes
 /// (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>); AMQP does not show the setting.
+///
+/// Of an ordered consumer this looks at one message. Those behind it wait as well, but how many there
+/// are of a key, and how long their handlers take, nobody knows; what is taken back comes in order.
 fn consumer_timeout(options: &SubscribeOptions) -> Option<Finding> {
     const DEFAULT: Duration = Duration::from_mins(30);
     let longest = match options.order {

@@ -10,8 +10,10 @@ use backstop_core::{
     SubscribeOptions, Subscription, SubscriptionOrder, with_causes,
 };
 use futures_util::FutureExt;
+use lapin::Channel;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::xxh3_64;
@@ -25,6 +27,7 @@ use crate::error::{closed, failed};
 use crate::settle::released;
 use crate::shelf::{Look, Shelf};
 use crate::source::{Source, lease};
+use crate::topology::close;
 
 /// What consumes a queue.
 pub(crate) struct RabbitMqSubscription {
@@ -57,6 +60,26 @@ impl Drop for Reception {
     fn drop(&mut self) {
         if let Some(ending) = self.ending() {
             ending.end_soon();
+        }
+    }
+}
+
+/// A channel that is about to be consumed from.
+///
+/// A consumer that was asked for, and whose answer nobody waits for any more, cannot be cancelled; it
+/// would be sent messages that nobody has. So the channel is closed, and they go back.
+struct Opening(Option<Channel>);
+
+impl Opening {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let (Some(channel), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(close(channel));
         }
     }
 }
@@ -103,6 +126,9 @@ impl RabbitMqSubscription {
         let by_key = self.shared.exchange_by_key().await?;
         let live = self.shared.link.live().await?;
         let channel = live.channel().await?;
+        // What is ordered ends by its reception.
+        let is_unordered = self.order == SubscriptionOrder::Unordered;
+        let opening = Opening(is_unordered.then(|| channel.clone()));
         let limited = channel
             .basic_qos(self.prefetch, BasicQosOptions::default())
             .await;
@@ -134,6 +160,7 @@ impl RabbitMqSubscription {
         }
         self.shelf.clear();
         self.desk.open(reception.source.clone()).await;
+        opening.done();
         Ok(reception)
     }
 

@@ -1,7 +1,7 @@
 //! The idempotency store of backstop on Redis: one server, a Cluster, or a master under Sentinel.
 //!
 //! [`RedisStore::connect`] takes a URL; [`RedisStoreConfig`] says which, and holds the settings.
-//! Redis 7.0 or later, or Valkey, is needed. [`RedisStore::inspect`] looks whether the servers are set
+//! Redis 7.0 or later, or Valkey, is needed. A consumer looks when it starts whether the servers are set
 //! up for it.
 //!
 //! # How it works
@@ -57,7 +57,7 @@
 //! ACL SETUSER app on >… resetkeys ~backstop:* nocommands
 //!     +evalsha +script|load +time +mget +set +pexpire +del     always
 //!     +select                                                   for a database but 0
-//!     +info                                                     for RedisStore::inspect
+//!     +info                                                     to look at the set-up
 //!     +wait                                                     to wait for replicas
 //!     +cluster|slots +asking                                    in a Cluster
 //!     +role                                                     under Sentinel

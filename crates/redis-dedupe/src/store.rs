@@ -75,20 +75,6 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Looks at the servers' set-up for what endangers the records: a version that is too old, keys
-    /// that may be evicted, too few replicas.
-    ///
-    /// # Errors
-    ///
-    /// When a server cannot be asked.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel-safe: it changes nothing.
-    pub async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
-        Ok(inspect::inspect(&self.servers).await?)
-    }
-
     /// Carries out operations, many in a call; answers each at its position.
     async fn run<O: Operation>(
         &self,
@@ -143,6 +129,12 @@ fn read_all<O, A>(
 impl IdempotencyStore for RedisStore {
     fn survival(&self) -> Survival {
         Survival::Durable
+    }
+
+    /// Looks at the servers' set-up: a version that is too old, keys that may be evicted, too few
+    /// replicas.
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        Ok(inspect::inspect(&self.servers).await?)
     }
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backstop_core::{
-    Claim, ClaimRequest, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind, StoreError,
-    StoreErrorKind, StoreHandle, Survival, Ticket,
+    Claim, ClaimRequest, Finding, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind,
+    StoreError, StoreErrorKind, StoreHandle, Survival, Ticket,
 };
 use parking_lot::Mutex;
 
@@ -64,6 +64,10 @@ impl FailingStore {
 impl IdempotencyStore for FailingStore {
     fn survival(&self) -> Survival {
         self.inner.survival()
+    }
+
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        self.inner.inspect().await
     }
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {

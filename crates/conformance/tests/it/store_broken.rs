@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backstop_conformance::store::run;
 use backstop_core::{
-    Attempt, Claim, ClaimRequest, Fence, IdempotencyKey, IdempotencyStore, InProcessStore, OwnerId,
-    Ownership, ReleaseKind, StoreError, StoreHandle, Survival, Ticket,
+    Attempt, Claim, ClaimRequest, Fence, Finding, IdempotencyKey, IdempotencyStore, InProcessStore,
+    OwnerId, Ownership, ReleaseKind, StoreError, StoreHandle, Survival, Ticket,
 };
 use parking_lot::Mutex;
 
@@ -164,6 +164,10 @@ type Answers<T> = Vec<Result<T, StoreError>>;
 impl IdempotencyStore for Broken {
     fn survival(&self) -> Survival {
         self.inner.survival()
+    }
+
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        self.inner.inspect().await
     }
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Answers<Claim> {

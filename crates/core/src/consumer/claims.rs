@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,6 +9,7 @@ use tokio::time::Instant;
 use super::batcher::{Batcher, Limits};
 use super::gate::Gate;
 use super::keeper::Hold;
+use super::nonces::{Nonce, Nonces};
 use super::stats::Counters;
 use super::{Randomness, Shutdown};
 use crate::delivery::{Attempt, Delivery};
@@ -35,7 +35,7 @@ pub(crate) struct Claims {
     store: StoreHandle,
     settings: ClaimSettings,
     owner: OwnerId,
-    nonces: AtomicU64,
+    nonces: Nonces,
     asks: Batcher<ClaimRequest, Answer<Claim>>,
     completions: Batcher<Ticket, Answer<Ownership>>,
     releases: Batcher<(Ticket, ReleaseKind), Answer<Ownership>>,
@@ -72,7 +72,7 @@ impl Claims {
             store,
             settings,
             owner: OwnerId::new(uuid::Uuid::now_v7().simple().to_string()),
-            nonces: AtomicU64::new(1),
+            nonces: Nonces::default(),
             asks: Batcher::new(|_| Err(closed()), || Err(no_answer())),
             completions: Batcher::new(|_| Err(closed()), || Err(no_answer())),
             releases: Batcher::new(|_| Err(closed()), || Err(no_answer())),
@@ -120,6 +120,9 @@ impl Claims {
     }
 
     /// Claims a delivery's key; an acquired claim is kept alive by `hold`.
+    ///
+    /// A claim that is given up without an answer may have been made, and counts as an attempt then.
+    /// When the message comes back its claim is asked for again, by the same nonce.
     pub(crate) async fn claim(
         &self,
         key: IdempotencyKey,
@@ -127,20 +130,34 @@ impl Claims {
         delivery: &Delivery,
         hold: &Hold,
     ) -> Answer<(Claim, Option<(Ticket, Attempt)>)> {
+        let content = (fingerprint, delivery.redrives);
+        let nonce = self.nonces.draw(&key, content);
         let request = ClaimRequest {
             key,
             owner: self.owner.clone(),
-            nonce: self.nonces.fetch_add(1, Ordering::Relaxed),
+            nonce: nonce.number,
             fingerprint,
             redrives: delivery.redrives,
             attempts_used: self.known_attempts(delivery),
             lease: self.settings.lease,
             retention: self.settings.retention,
         };
+        let key = request.key.clone();
+        let answer = self.claim_by(request, nonce, hold).await;
+        if answer.is_err() {
+            self.nonces.give_up(key, content, nonce.number);
+        }
+        answer
+    }
+
+    async fn claim_by(
+        &self,
+        request: ClaimRequest,
+        nonce: Nonce,
+        hold: &Hold,
+    ) -> Answer<(Claim, Option<(Ticket, Attempt)>)> {
         let asked = Instant::now();
-        let first = self.asks.call(request.clone()).await;
-        let was_easy = first.is_ok();
-        let claim = match first {
+        let claim = match self.asks.call(request.clone()).await {
             Ok(claim) => {
                 self.gate.store_answered();
                 claim
@@ -159,14 +176,16 @@ impl Claims {
             fence,
         };
         hold.keep_claim(ticket.clone(), asked);
-        // The first asking may have made it, long ago.
-        if !was_easy
-            && asked.elapsed() >= self.settings.lease / 3
-            && self.confirm(&ticket, hold).await? == Ownership::Fenced
-        {
-            hold.drop_claim();
-            let remaining = self.settings.lease;
-            return Ok((Claim::InProgress { remaining }, None));
+        // It may have been made long ago: by the first asking, or for an earlier delivery.
+        let is_fresh = !nonce.is_drawn_again && asked.elapsed() < self.settings.lease / 3;
+        if !is_fresh {
+            let confirmed = self.confirm(&ticket, hold).await;
+            if !matches!(confirmed, Ok(Ownership::Held)) {
+                hold.drop_claim();
+                confirmed?;
+                let remaining = self.settings.lease;
+                return Ok((Claim::InProgress { remaining }, None));
+            }
         }
         Ok((claim, Some((ticket, attempt))))
     }

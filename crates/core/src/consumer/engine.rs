@@ -28,6 +28,7 @@ pub(crate) struct Engine<C, H> {
     pub(crate) queue: Arc<str>,
     pub(crate) ordered_retry: OrderedRetry,
     pub(crate) max_delay: Duration,
+    pub(crate) longest_wait: Duration,
     pub(crate) subscription: Box<dyn Subscription>,
     pub(crate) claims: Option<Claims>,
     pub(crate) settlements: Settlements,

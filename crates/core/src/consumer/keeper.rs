@@ -97,6 +97,9 @@ pub(crate) struct Hold {
 
 type Due<T> = Vec<(usize, u64, T)>;
 
+/// A lease of which nobody sees the end, and which a clock can still tell.
+const FOREVER: Duration = Duration::from_hours(366 * 24);
+
 impl Keeper {
     pub(crate) fn new(settings: KeeperSettings, counters: Arc<Counters>) -> Self {
         Self {
@@ -113,6 +116,7 @@ impl Keeper {
         lasts: Option<Duration>,
         now: Instant,
     ) -> Hold {
+        let lasts = lasts.map(|lasts| lasts.min(FOREVER));
         let mut entries = self.entries.lock();
         let cancellation = entries.spare.pop().unwrap_or_default();
         entries.serial += 1;

@@ -13,6 +13,7 @@ mod keeper;
 mod key;
 mod lanes;
 mod monitor;
+mod nonces;
 mod pipeline;
 mod run_error;
 mod settings;
@@ -58,7 +59,7 @@ use crate::delivery::Attempt;
 use crate::error::BrokerError;
 use crate::handler::Handler;
 use crate::policy::{Backoff, Jitter};
-use crate::ports::{BrokerHandle, Severity, Subscription};
+use crate::ports::{BrokerHandle, Finding, Severity, Subscription};
 
 /// Gives numbers that are uniform in `0.0..1.0`.
 pub type Randomness = Arc<dyn Fn() -> f64 + Send + Sync>;
@@ -258,18 +259,25 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
         let (refusals, warnings): (Vec<_>, Vec<_>) = findings
             .into_iter()
             .partition(|finding| finding.severity == Severity::Refusal);
-        for finding in warnings {
-            tracing::warn!(
-                setting = finding.setting,
-                fix = finding.fix,
-                "{}",
-                finding.problem
-            );
-        }
+        warnings.iter().for_each(warn);
         if !refusals.is_empty() {
             return Err(RunError::refused(refusals));
         }
+        self.look_at_store().await;
         self.broker.subscribe(&options).await.map_err(broker)
+    }
+
+    /// A store that cannot be looked at keeps nobody from consuming: whether it works, claims show.
+    async fn look_at_store(&self) {
+        let Some(store) = self.settings.store() else {
+            return;
+        };
+        match store.inspect().await {
+            Ok(findings) => findings.iter().for_each(warn),
+            Err(error) => {
+                tracing::warn!(error = %with_causes(&error), "the store's set-up cannot be looked at");
+            }
+        }
     }
 
     fn engine(self, subscription: Box<dyn Subscription>, shutdown: Shutdown) -> Engine<C, H> {
@@ -302,6 +310,7 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
             queue: self.broker.queue().into(),
             ordered_retry: capabilities.ordered_retry,
             max_delay: capabilities.max_delay.unwrap_or(Duration::MAX),
+            longest_wait: settings.longest_wait(),
             subscription,
             claims,
             settlements: Settlements::new(Arc::clone(&counters), Arc::clone(&self.randomness)),
@@ -315,6 +324,15 @@ impl<C: Codec, H: Handler<C::Payload>> Consumer<C, H> {
             settings,
         }
     }
+}
+
+fn warn(finding: &Finding) {
+    tracing::warn!(
+        setting = finding.setting,
+        fix = finding.fix,
+        "{}",
+        finding.problem
+    );
 }
 
 /// As many, unless a bug is planted.

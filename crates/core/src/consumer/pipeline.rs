@@ -18,7 +18,7 @@ use super::settlements::Settled;
 use crate::causes::with_causes;
 use crate::codec::Codec;
 use crate::delivery::{Attempt, Delivery};
-use crate::error::Failure;
+use crate::error::{Failure, HandlerError};
 use crate::handler::{Context, Handler};
 use crate::policy::{Decision, decide};
 use crate::ports::{Claim, IdempotencyKey, Ownership, ReleaseKind, Ticket};
@@ -111,6 +111,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
                     attempts_used,
                 },
             ) => {
+                let after = after.min(self.longest_wait);
                 if self.holds_in_lane(standing) {
                     self.counters.retried.raise();
                     held.set_attempts_used(attempts_used);
@@ -230,10 +231,11 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
 
     async fn handle(&self, held: &Held, grant: &Grant) -> Outcome {
         let delivery = held.delivery();
-        let decode = AssertUnwindSafe(|| self.codec.decode(&delivery.message));
-        let payload = match std::panic::catch_unwind(decode) {
+        let decode = || self.codec.decode(&delivery.message);
+        let decode = || decode().map_err(|error| error.to_string());
+        let payload = match std::panic::catch_unwind(AssertUnwindSafe(decode)) {
             Ok(Ok(payload)) => payload,
-            Ok(Err(error)) => return undecodable(grant.attempt, error.to_string()),
+            Ok(Err(error)) => return undecodable(grant.attempt, error),
             Err(panic) => return undecodable(grant.attempt, panic_text(&*panic)),
         };
         let context = Context {
@@ -260,7 +262,7 @@ impl<C: Codec, H: Handler<C::Payload>> Engine<C, H> {
         });
         let failure = match ended.catch_unwind().await {
             Ok(Some(Ok(Ok(())))) => return Outcome::Succeeded,
-            Ok(Some(Ok(Err(error)))) => Failed::Error(error),
+            Ok(Some(Ok(Err(error)))) => speakable(error),
             Ok(Some(Err(_))) => Failed::TimedOut(timeout),
             Ok(None) => {
                 let after = Duration::ZERO;
@@ -421,6 +423,15 @@ fn given_back(start: Start, hold: &Hold) -> ReleaseKind {
 fn was_started(outcome: &Outcome) -> bool {
     let one_too_many = DeadLetterReason::AttemptsExhausted;
     !matches!(outcome, Outcome::Refused { reason, .. } if *reason == one_too_many)
+}
+
+/// An error that can be told. One that panics instead is no better than a handler that does.
+fn speakable(error: HandlerError) -> Failed {
+    let tell = AssertUnwindSafe(|| drop(error.to_string()));
+    match std::panic::catch_unwind(tell) {
+        Ok(()) => Failed::Error(error),
+        Err(panic) => Failed::Panicked(panic_text(&*panic)),
+    }
 }
 
 fn undecodable(attempt: Attempt, detail: String) -> Outcome {

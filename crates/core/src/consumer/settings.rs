@@ -237,6 +237,14 @@ impl Settings {
         }
     }
 
+    /// The longest wait that a handler may ask for: the record of the attempts has to outlive it.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        match self.idempotency {
+            Idempotency::Store(_) => (self.retention / 2).max(self.policy.backoff.longest_wait()),
+            Idempotency::ByNature => Duration::MAX,
+        }
+    }
+
     pub(crate) fn store(&self) -> Option<&StoreHandle> {
         match &self.idempotency {
             Idempotency::Store(store) => Some(store),

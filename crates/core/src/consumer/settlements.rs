@@ -27,16 +27,18 @@ type Batches = Batcher<Settlement, Result<(), SettleError>>;
 
 /// Settles; many deliveries at once, in batches.
 pub(crate) struct Settlements {
-    /// What only leaves the queue or goes back to it.
-    plain: Batches,
-    /// What may be published elsewhere first. A broker that takes no publications for a while, as
-    /// `RabbitMQ` under an alarm, must not keep the others waiting behind these.
+    /// What leaves the queue. A broker that takes no publications for a while, as `RabbitMQ` under an
+    /// alarm, must not keep these waiting: they are its relief.
+    completions: Batches,
+    /// What goes back to the queue; by a copy, where the broker has no other way.
+    releases: Batches,
+    /// What is published elsewhere first.
     copies: Batches,
     counters: Arc<Counters>,
     randomness: Randomness,
 }
 
-/// Of the plain ones and of the copies, each.
+/// Of each kind.
 const LIMITS: Limits = Limits {
     batch: 256,
     flights: 4,
@@ -48,7 +50,8 @@ const TRIES: u32 = 5;
 impl Settlements {
     pub(crate) fn new(counters: Arc<Counters>, randomness: Randomness) -> Self {
         Self {
-            plain: Batcher::new(refuse, || Err(no_answer())),
+            completions: Batcher::new(refuse, || Err(no_answer())),
+            releases: Batcher::new(refuse, || Err(no_answer())),
             copies: Batcher::new(refuse, || Err(no_answer())),
             counters,
             randomness,
@@ -57,27 +60,31 @@ impl Settlements {
 
     /// Carries the batches to the broker until [`Settlements::close`].
     pub(crate) async fn drive(&self, subscription: &dyn Subscription) {
-        let plain = self.plain.drive(LIMITS, |batch| subscription.settle(batch));
-        let copies = self
-            .copies
-            .drive(LIMITS, |batch| subscription.settle(batch));
-        tokio::join!(plain, copies);
+        let settle = |batch| subscription.settle(batch);
+        tokio::join!(
+            self.completions.drive(LIMITS, settle),
+            self.releases.drive(LIMITS, settle),
+            self.copies.drive(LIMITS, settle),
+        );
+    }
+
+    fn all(&self) -> [&Batches; 3] {
+        [&self.completions, &self.releases, &self.copies]
     }
 
     pub(crate) fn close(&self) {
-        self.plain.close();
-        self.copies.close();
+        self.all().into_iter().for_each(Batcher::close);
     }
 
     /// Waits for no answer any more, and asks for none.
     pub(crate) fn abandon(&self) {
-        self.plain.abandon();
-        self.copies.abandon();
+        self.all().into_iter().for_each(Batcher::abandon);
     }
 
     async fn ask(&self, settlement: Settlement) -> Result<(), SettleError> {
         let batches = match settlement.verdict {
-            Verdict::Complete | Verdict::Release { .. } => &self.plain,
+            Verdict::Complete => &self.completions,
+            Verdict::Release { .. } => &self.releases,
             Verdict::Retry { .. } | Verdict::DeadLetter(_) => &self.copies,
         };
         batches.call(settlement).await

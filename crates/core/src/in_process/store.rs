@@ -11,8 +11,8 @@ use super::store_faults::{Fault, StoreFaults};
 use super::store_records::{End, RECORD_BYTES, Records};
 use crate::error::{StoreError, StoreErrorKind};
 use crate::ports::{
-    Claim, ClaimRequest, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind, StoreHandle,
-    Survival, Ticket,
+    Claim, ClaimRequest, Finding, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind,
+    StoreHandle, Survival, Ticket,
 };
 use crate::sync::Mutex;
 
@@ -122,16 +122,20 @@ impl InProcessStore {
         if fault == Fault::Down {
             return requests.iter().map(|_| Err(unreachable())).collect();
         }
-        let now = self.faults.now();
-        let mut records = self.records.lock();
-        records.sweep(now, requests.len() * 2 + 16);
-        let answers = requests
-            .iter()
-            .map(|request| step(&mut records, request, now));
-        match fault {
-            Fault::AnswerLost => answers.map(|_| Err(unreachable())).collect(),
-            Fault::None | Fault::Down => answers.collect(),
-        }
+        let answers = {
+            let now = self.faults.now();
+            let mut records = self.records.lock();
+            records.sweep(now, requests.len() * 2 + 16);
+            let answers = requests
+                .iter()
+                .map(|request| step(&mut records, request, now));
+            match fault {
+                Fault::AnswerLost => answers.map(|_| Err(unreachable())).collect(),
+                Fault::None | Fault::Down => answers.collect(),
+            }
+        };
+        self.faults.answer().await;
+        answers
     }
 }
 
@@ -159,6 +163,11 @@ impl fmt::Debug for InProcessStore {
 impl IdempotencyStore for InProcessStore {
     fn survival(&self) -> Survival {
         Survival::Process
+    }
+
+    /// Nothing is found: its records live and die with the process, and its limit never evicts.
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {

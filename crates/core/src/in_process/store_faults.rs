@@ -18,6 +18,7 @@ struct Plan {
     down: Outage,
     answers_to_lose: u32,
     delay: Duration,
+    answer_delay: Duration,
     clock_ahead: Duration,
 }
 
@@ -57,6 +58,11 @@ impl StoreFaults {
         self.plan.lock().delay = delay;
     }
 
+    /// Makes every call take effect at once, and its answer come this much later.
+    pub fn delay_answers(&self, delay: Duration) {
+        self.plan.lock().answer_delay = delay;
+    }
+
     /// Puts the store's clock ahead by this much more, as a failover to a server with another clock can:
     /// every claim is that much older at once.
     pub fn jump_clock(&self, ahead: Duration) {
@@ -81,10 +87,19 @@ impl StoreFaults {
             };
             (fault, plan.delay)
         };
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-        }
+        pause(delay).await;
         fault
+    }
+
+    pub(super) async fn answer(&self) {
+        let delay = self.plan.lock().answer_delay;
+        pause(delay).await;
+    }
+}
+
+async fn pause(delay: Duration) {
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::broker::Survival;
+use super::broker::{Finding, Survival};
 use crate::delivery::Attempt;
 use crate::error::StoreError;
 
@@ -181,6 +181,18 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// counts attempts: a broker counts a crash for whatever was sent ahead, also for what was never
     /// started.
     fn survival(&self) -> Survival;
+
+    /// Looks for what endangers the records: evictions, say. A consumer logs what is found when it
+    /// starts.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be asked; the consumer starts all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: it changes nothing.
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError>;
 
     /// Claims keys.
     ///

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backstop_core::{
-    Claim, ClaimRequest, Fence, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind,
+    Claim, ClaimRequest, Fence, Finding, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind,
     StoreError, StoreHandle, Survival, Ticket,
 };
 
@@ -50,6 +50,10 @@ impl BrokenStore {
 impl IdempotencyStore for BrokenStore {
     fn survival(&self) -> Survival {
         self.sound.survival()
+    }
+
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        self.sound.inspect().await
     }
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {

@@ -184,6 +184,10 @@ impl IdempotencyStore for Remote {
         Survival::Durable
     }
 
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        Ok(Vec::new())
+    }
+
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {
         let request = Request::Claim(requests.iter().map(Wish::pack).collect());
         match self.call(&request).await {

@@ -306,3 +306,41 @@ async fn a_full_store_stops_handling_until_records_expire() {
     scene.finish(running).await;
     assert_eq!(scene.seen.names(), ["1", "2", "3"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn claims_that_are_made_but_never_answered_use_no_attempt() {
+    for ordered in [false, true] {
+        let scene = Scene::new();
+        scene.store.faults().lose_answers(u32::MAX);
+        scene.publish(&["a-1"]).await;
+        let running = scene.start(scene.builder_in(ordered), |_, _| succeeds());
+        // Far more than it takes to give up as many claims as there are attempts.
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        assert_eq!(scene.seen.names(), [""; 0]);
+        scene.store.faults().lose_answers(0);
+        let stats = scene.finish(running).await;
+        assert_eq!(scene.seen.attempts(), [1]);
+        assert_eq!((stats.completed, stats.dead_lettered), (1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_answered_late_is_not_trusted() {
+    let scene = Scene::new();
+    scene.publish(&["1", "1"]).await;
+    scene.store.faults().delay_answers(31 * SECOND);
+    let one_by_one = || scene.builder().max_in_flight(1).name("late");
+    let first = scene.start(one_by_one(), |_, _| succeeds());
+    tokio::time::sleep(SECOND).await;
+    scene.store.faults().delay_answers(Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(29_500)).await;
+    let second = scene.start(one_by_one(), |_, _| async {
+        tokio::time::sleep(20 * SECOND).await;
+        Ok(())
+    });
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(scene.seen.names(), ["1"], "by the second consumer only");
+    scene.finish(first).await;
+    second.task.await.unwrap().unwrap();
+    assert_eq!(scene.seen.names(), ["1"]);
+}

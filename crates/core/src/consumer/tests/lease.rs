@@ -311,3 +311,19 @@ async fn what_was_lost_while_it_was_claimed_is_not_started() {
     let claims: Vec<_> = starts.iter().map(|one| (one.attempt, one.fence)).collect();
     assert_eq!(claims, [(1, Some(2))], "the first claim was given back");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_without_end_is_no_harm() {
+    let scene = Scene::on(
+        InProcessBroker::builder("orders")
+            .lease(Duration::MAX)
+            .build(),
+    );
+    scene.publish(&["1"]).await;
+    let running = scene.start(scene.builder(), |_, _| async {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        Ok(())
+    });
+    let stats = scene.finish(running).await;
+    assert_eq!((stats.completed, stats.lost_leases), (1, 0));
+}

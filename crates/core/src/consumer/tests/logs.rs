@@ -2,11 +2,17 @@
 
 use std::io;
 
+use async_trait::async_trait;
 use tracing::subscriber::DefaultGuard;
 
 use super::stubborn::{Stubborn, Where};
 use super::*;
+use crate::error::{StoreError, StoreErrorKind};
 use crate::in_process::BrokerOperation;
+use crate::ports::{
+    Claim, ClaimRequest, Finding, IdempotencyKey, IdempotencyStore, Ownership, ReleaseKind,
+    Severity, StoreHandle, Survival, Ticket,
+};
 use crate::{BrokerErrorKind, Consumer};
 
 /// What this thread says, until the guard is dropped.
@@ -42,6 +48,48 @@ impl io::Write for Log {
         Ok(())
     }
 }
+
+/// A store that has something to say about its set-up.
+struct Outspoken {
+    inner: InProcessStore,
+    says: Result<Finding, StoreErrorKind>,
+}
+
+#[async_trait]
+impl IdempotencyStore for Outspoken {
+    fn survival(&self) -> Survival {
+        self.inner.survival()
+    }
+
+    async fn inspect(&self) -> Result<Vec<Finding>, StoreError> {
+        match &self.says {
+            Ok(finding) => Ok(vec![finding.clone()]),
+            Err(kind) => Err(StoreError::new(*kind, "INFO is not allowed")),
+        }
+    }
+
+    async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>> {
+        self.inner.claim(requests).await
+    }
+
+    async fn renew(&self, tickets: &[Ticket], lease: Duration) -> Owned {
+        self.inner.renew(tickets, lease).await
+    }
+
+    async fn complete(&self, tickets: &[Ticket], retention: Duration) -> Owned {
+        self.inner.complete(tickets, retention).await
+    }
+
+    async fn release(&self, tickets: &[(Ticket, ReleaseKind)], retention: Duration) -> Owned {
+        self.inner.release(tickets, retention).await
+    }
+
+    async fn forget(&self, keys: &[IdempotencyKey]) -> Vec<Result<(), StoreError>> {
+        self.inner.forget(keys).await
+    }
+}
+
+type Owned = Vec<Result<Ownership, StoreError>>;
 
 const HELD: usize = 20;
 
@@ -137,4 +185,37 @@ async fn a_broker_that_cannot_be_subscribed_to_yet_is_told_with_the_reason() {
         lines[0].contains("the in-process broker was told to fail"),
         "{lines:?}"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_endangers_the_records_is_told_at_the_start_and_keeps_nobody_from_consuming() {
+    let finding = Finding {
+        severity: Severity::Warning,
+        setting: "maxmemory-policy".to_owned(),
+        problem: "records may be evicted".to_owned(),
+        fix: "set it to noeviction".to_owned(),
+    };
+    for (says, told) in [
+        (
+            Ok(finding),
+            ["records may be evicted", "set it to noeviction"],
+        ),
+        (
+            Err(StoreErrorKind::Other),
+            ["set-up cannot be looked at", "INFO is not allowed"],
+        ),
+    ] {
+        let (log, _guard) = Log::keep();
+        let scene = Scene::new();
+        scene.publish(&["1"]).await;
+        let inner = scene.store.clone();
+        let store: StoreHandle = Arc::new(Outspoken { inner, says });
+        let running = scene.start(scene.builder().store(store), |_, _| succeeds());
+        let stats = scene.finish(running).await;
+        assert_eq!(stats.completed, 1);
+        let [problem, fix] = told;
+        let lines = log.lines(problem);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains(fix), "{lines:?}");
+    }
 }

@@ -167,6 +167,33 @@ async fn a_wait_that_the_handler_asks_for_keeps_to_the_brokers_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wait_that_the_handler_asks_for_does_not_outlive_the_record() {
+    for ordered in [false, true] {
+        let scene = Scene::new();
+        scene.publish(&["a-1"]).await;
+        let (fences, seen) = tokio::sync::mpsc::unbounded_channel();
+        let builder = scene.builder_in(ordered).retention(Duration::from_hours(1));
+        let running = scene.start(builder, move |_, context| {
+            fences.send(context.fence()).unwrap();
+            async move {
+                match context.attempt().get() {
+                    1 => Err(HandlerError::retry_after("busy", Duration::from_hours(24))),
+                    _ => Ok(()),
+                }
+            }
+        });
+        scene.finish(running).await;
+        assert_eq!(scene.seen.seconds(), [0.0, 1_800.0]);
+        let fences: Vec<_> = std::iter::from_fn({
+            let mut seen = seen;
+            move || seen.try_recv().ok()
+        })
+        .collect();
+        assert!(fences[0] < fences[1], "{fences:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_attempt_is_not_forgotten_when_its_wait_in_the_lane_ends_early() {
     let mut scene = Scene::new();
     scene.publish(&["a-1"]).await;
@@ -314,4 +341,61 @@ async fn an_attempt_is_not_forgotten_when_the_broker_refuses_its_verdict() {
         assert_eq!((reason, attempts), (AttemptsExhausted, 3));
         assert_eq!((stats.abandoned, stats.dead_lettered), (1, 1));
     }
+}
+
+/// An error that cannot be told.
+#[derive(Debug)]
+struct Unspeakable;
+
+impl std::fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("words fail me")
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_panics_when_it_is_told_is_a_failure_like_any_other() {
+    for ordered in [false, true] {
+        let scene = Scene::new();
+        scene.publish(&["a-1", "a-2"]).await;
+        let running = scene.start(scene.builder_in(ordered), |name, _| async move {
+            match &*name {
+                "a-1" => Err(HandlerError::permanent(Unspeakable)),
+                _ => Ok(()),
+            }
+        });
+        let stats = scene.finish(running).await;
+        assert_eq!(stats.panicked, 5);
+        assert_eq!((stats.completed, stats.dead_lettered), (1, 1));
+        let (reason, attempts, error) = scene.dead();
+        assert_eq!((reason, attempts), (DeadLetterReason::AttemptsExhausted, 5));
+        assert!(error.contains("words fail me"), "{error}");
+    }
+}
+
+/// A codec whose error cannot be told.
+struct Tongueless;
+
+impl Codec for Tongueless {
+    type Payload = ();
+
+    fn decode(&self, _: &Message) -> Result<(), HandlerError> {
+        Err(HandlerError::permanent(Unspeakable))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_decoding_error_that_panics_when_it_is_told_dead_letters_all_the_same() {
+    let scene = Scene::new();
+    scene.publish(&["a-1"]).await;
+    let builder = scene.builder();
+    let consumer = builder
+        .codec(Tongueless, |(), _: Context| succeeds())
+        .unwrap();
+    let running = scene.run(consumer);
+    let stats = scene.finish(running).await;
+    assert_eq!(stats.dead_lettered, 1);
+    assert_eq!(scene.dead().0, DeadLetterReason::Undecodable);
 }

@@ -180,3 +180,45 @@ async fn an_exchange_that_was_declared_meanwhile_is_used_after_a_reconnect() {
     let refused = broker.publish(&[outgoing]).await.remove(0).unwrap_err();
     assert_eq!(refused.kind(), BrokerErrorKind::TooLarge);
 }
+
+#[tokio::test]
+async fn what_is_subscribed_to_while_nobody_waits_any_more_takes_no_messages() {
+    let queue = unique("ghost");
+    let other = open(rabbitmq().await, &format!("queue={queue}")).await;
+    let (asked, mut was_asked) = tokio::sync::mpsc::unbounded_channel();
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = Arc::clone(&held);
+    let meddler = Meddler::start(rabbitmq().await, move |to, frame| {
+        let (asked, gate) = (asked.clone(), Arc::clone(&gate));
+        async move {
+            // basic.consume-ok (AMQP 0-9-1, 1.8.3.4)
+            if to == To::Client && frame.starts_with(&[0, 60, 0, 21]) {
+                asked.send(()).unwrap();
+                let _ = gate.acquire().await.unwrap();
+            }
+            frame
+        }
+    })
+    .await
+    .unwrap();
+    let broker = RabbitMq::connect(&format!("{}/?queue={queue}", meddler.url()))
+        .await
+        .unwrap();
+    let unordered = options(SubscriptionOrder::Unordered);
+    tokio::select! {
+        subscribed = broker.subscribe(&unordered) => {
+            panic!("it was answered: {:?}", subscribed.map(drop));
+        }
+        () = async { was_asked.recv().await.unwrap() } => {}
+    }
+    held.add_permits(1);
+    // It is connected still, and has no use for messages.
+    publish_numbers(&other, 8, 1).await;
+    let subscription = other
+        .subscribe(&options(SubscriptionOrder::Unordered))
+        .await
+        .unwrap();
+    assert_eq!(drain(&*subscription, 8).await.len(), 8);
+    publish_numbers(&broker, 1, 1).await;
+    assert_eq!(drain(&*subscription, 1).await.len(), 1);
+}
