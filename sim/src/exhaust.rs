@@ -54,7 +54,7 @@ const KNOWN: [Fault; 4] = [
 ///
 /// # Panics
 ///
-/// If the world has faults that the merging of states knows nothing of.
+/// If the world has faults, or leases, that the merging of states knows nothing of.
 pub fn exhaust(
     world: &World,
     jobs: usize,
@@ -63,6 +63,10 @@ pub fn exhaust(
     assert!(
         world.is_enumerated() && world.faults.iter().all(|fault| KNOWN.contains(fault)),
         "only these can be enumerated: {KNOWN:?}"
+    );
+    assert!(
+        world.delivery_lease <= world.claim_lease,
+        "a keeper has to extend a lease before it renews a claim: that tells who renews"
     );
     let setting = Setting::Fixed(Box::new(world.clone()));
     let graph = Arc::new(Graph::new());

@@ -18,6 +18,7 @@ mod facts;
 mod fate;
 mod graph;
 mod invariants;
+mod keeping;
 mod memory;
 mod options;
 mod process;

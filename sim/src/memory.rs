@@ -13,7 +13,7 @@ use backstop_core::{LeaseId, QueueCounts};
 use tokio::time::Instant;
 
 use crate::call::{Go, Operation, Pending};
-use crate::event::{End, Event, Pid, TicketCall};
+use crate::event::{End, Event, Pid};
 use crate::facts::Facts;
 use crate::world::{Order, World};
 
@@ -199,7 +199,7 @@ impl Memory {
                 ownership,
                 ..
             } => {
-                let operation = operation_of(call);
+                let operation = call.operation();
                 if self.failing.remove(&(hold.id, operation)) && operation != Operation::Renew {
                     self.store.clear();
                 }
@@ -228,13 +228,5 @@ impl Memory {
 
     fn append(&mut self, lane: usize, what: impl Debug, now: Instant) {
         self.lanes.entry(lane).or_default().push((now, code(what)));
-    }
-}
-
-const fn operation_of(call: TicketCall) -> Operation {
-    match call {
-        TicketCall::Renew => Operation::Renew,
-        TicketCall::Complete => Operation::Complete,
-        TicketCall::Release(_) => Operation::Release,
     }
 }

@@ -15,6 +15,7 @@ use crate::broker::unreachable;
 use crate::call::Operation;
 use crate::event::{Event, Pid, Settling};
 use crate::fate::Fate;
+use crate::keeping::KeeperTask;
 use crate::publishing::COPY;
 use crate::sim::Sim;
 
@@ -32,6 +33,7 @@ pub(crate) struct SimSubscription {
     pub(crate) broker: Arc<InProcessBroker>,
     /// The cuts that a receive has met.
     pub(crate) cuts_seen: AtomicU64,
+    pub(crate) keeper: KeeperTask,
 }
 
 /// Says that the next receive has something to tell, whatever is in the queue.
@@ -158,6 +160,7 @@ impl Subscription for SimSubscription {
 
     async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>> {
         let (sim, pid) = (&self.sim, self.pid);
+        self.keeper.shows_itself();
         let fail = || leases.iter().map(|_| Err(unreachable())).collect();
         let about = || {
             let state = sim.lock();

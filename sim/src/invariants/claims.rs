@@ -93,7 +93,7 @@ pub(super) fn renewal_ends(facts: &Facts, event: &Event, _: &World) -> Option<St
     let Event::TicketAsked {
         pid,
         hold,
-        call: TicketCall::Renew,
+        call: TicketCall::Renew | TicketCall::Confirm,
     } = event
     else {
         return None;
