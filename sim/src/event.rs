@@ -105,6 +105,10 @@ pub(crate) enum Event {
         copy: Copy,
         attempts_used: u32,
     },
+    ExtensionAsked {
+        pid: Pid,
+        lease: LeaseId,
+    },
     /// The broker was asked to extend a lease; `held` says whether it has.
     Extended {
         pid: Pid,
@@ -142,6 +146,11 @@ pub(crate) enum Event {
     ClaimTold {
         pid: Pid,
         id: usize,
+    },
+    /// The consumer was told that a lease was extended.
+    ExtensionTold {
+        pid: Pid,
+        lease: LeaseId,
     },
     /// The consumer was told that a delivery is lost.
     LeaseLossTold {

@@ -161,6 +161,9 @@ impl Subscription for SimSubscription {
     async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>> {
         let (sim, pid) = (&self.sim, self.pid);
         self.keeper.shows_itself();
+        for lease in leases {
+            sim.see(Event::ExtensionAsked { pid, lease: *lease });
+        }
         let fail = || leases.iter().map(|_| Err(unreachable())).collect();
         let about = || {
             let state = sim.lock();
@@ -195,8 +198,11 @@ impl Subscription for SimSubscription {
             return fail();
         }
         for (lease, answer) in leases.iter().zip(&answers) {
-            if matches!(answer, Ok(LeaseState::Lost)) {
-                sim.see(Event::LeaseLossTold { lease: *lease });
+            let lease = *lease;
+            match answer {
+                Ok(LeaseState::Held(_)) => sim.see(Event::ExtensionTold { pid, lease }),
+                Ok(LeaseState::Lost) => sim.see(Event::LeaseLossTold { lease }),
+                Err(_) => {}
             }
         }
         answers
