@@ -129,7 +129,7 @@ impl Arguments {
         );
         Ok(failed.is_none_or(|(seed, failed)| {
             println!("seed {seed} fails");
-            self.show_shrunk(&setting, failed)
+            self.show_shrunk(&setting, self.world.as_deref(), failed)
         }))
     }
 
@@ -148,7 +148,7 @@ impl Arguments {
                 Ok(exhausted) => exhausted,
                 Err(failed) => {
                     println!("{name} fails");
-                    return Ok(self.show_shrunk(&setting, *failed));
+                    return Ok(self.show_shrunk(&setting, Some(name), *failed));
                 }
             };
             let Count {
@@ -181,12 +181,12 @@ impl Arguments {
     }
 
     /// Shows the shortest run that fails so, and how to run it again.
-    fn show_shrunk(&self, setting: &Setting, failed: Outcome) -> bool {
+    fn show_shrunk(&self, setting: &Setting, world: Option<&str>, failed: Outcome) -> bool {
         let before = failed.steps;
         let least = shrink(setting, failed);
         println!("shrunk from {before} steps to {}:", least.steps);
         show(&by_list(setting, &least.choices, Tracing::On));
-        let world = match &self.world {
+        let world = match world {
             Some(name) => format!(" --world {name} --faults {}", self.faults),
             None => String::new(),
         };
