@@ -6,12 +6,20 @@ use std::collections::hash_map::Entry;
 use parking_lot::{Condvar, Mutex};
 
 /// The state in which everything is over.
-const END: u64 = 0;
+pub(crate) const END: u64 = 0;
 
 /// A way that nobody has gone yet: decisions, the last of them made in a known state.
 pub(crate) struct Way {
     pub(crate) path: Vec<u32>,
     pub(crate) from: Option<u64>,
+}
+
+/// A way that ended in a known state, because another one has led there before.
+#[derive(Clone)]
+pub(crate) struct Repeat {
+    pub(crate) path: Vec<u32>,
+    pub(crate) state: u64,
+    pub(crate) options: usize,
 }
 
 /// Every state that was seen, filled by several threads.
@@ -24,6 +32,7 @@ struct Inner {
     next: HashMap<u64, Vec<u64>>,
     root: Option<u64>,
     todo: Vec<Way>,
+    repeats: Vec<Repeat>,
     /// How many ways are being gone.
     under_way: usize,
     is_given_up: bool,
@@ -64,6 +73,7 @@ impl Graph {
                 next: HashMap::new(),
                 root: None,
                 todo: vec![start],
+                repeats: Vec::new(),
                 under_way: 0,
                 is_given_up: false,
             }),
@@ -111,6 +121,11 @@ impl Graph {
             None => inner.root = Some(here),
         }
         let Entry::Vacant(entry) = inner.next.entry(here) else {
+            inner.repeats.push(Repeat {
+                path: path.to_vec(),
+                state: here,
+                options,
+            });
             return false;
         };
         entry.insert(Vec::with_capacity(options));
@@ -142,6 +157,25 @@ impl Graph {
             }
             None => inner.root == to,
         }
+    }
+
+    /// One of the ways that ended in known states.
+    pub(crate) fn repeat(&self, nth: usize) -> Option<Repeat> {
+        self.inner.lock().repeats.get(nth).cloned()
+    }
+
+    /// How many ways ended in known states.
+    pub(crate) fn repeats(&self) -> usize {
+        self.inner.lock().repeats.len()
+    }
+
+    /// Whether a state leads to exactly these, as often as they are named.
+    pub(crate) fn leads_exactly(&self, from: u64, mut to: Vec<u64>) -> bool {
+        let known = self.inner.lock().next.get(&from).cloned();
+        let mut known = known.unwrap_or_default();
+        known.sort_unstable();
+        to.sort_unstable();
+        known == to
     }
 
     pub(crate) fn sum(&self) -> Sum {

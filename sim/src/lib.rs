@@ -34,6 +34,7 @@ mod world;
 
 pub use choices::{decode, encode};
 pub use exhaust::{Count, Exhausted, exhaust};
+pub use explorer::Merging;
 pub use invariants::{INVARIANTS, Invariant};
 pub use run::{Outcome, Setting, Tracing, by_list, by_seed};
 pub use shrink::shrink;
