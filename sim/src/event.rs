@@ -183,6 +183,11 @@ pub(crate) enum Event {
     Effect {
         run: RunId,
     },
+    /// The same, by work that goes on after its handler was cancelled: the world outside has to see by its
+    /// fence that it comes too late.
+    LateEffect {
+        run: RunId,
+    },
     Ended {
         run: RunId,
         end: End,

@@ -275,7 +275,7 @@ async fn late_effect(sim: Arc<Sim>, pid: Pid, run: RunId, id: usize) {
     sim.call(pid, Operation::LateEffect, 1 << id, String::new)
         .await;
     if sim.lives(pid) {
-        sim.see(Event::Effect { run });
+        sim.see(Event::LateEffect { run });
     }
 }
 
