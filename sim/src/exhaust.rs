@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::choices::Choices;
 use crate::explorer::{Explorer, Merging};
-use crate::graph::{Graph, Repeat};
+use crate::graph::{Arrival, Graph};
 use crate::run::{Outcome, Setting, Tracing, run};
 use crate::world::{Fault, World};
 
@@ -117,14 +117,19 @@ pub fn exhaust(
 }
 
 impl Exhausted {
-    /// Goes every way that ended in a known state one step further, with every option, and compares
-    /// where that leads with where the first way to this state has led. If states were merged that go on
-    /// differently at once, it is somewhere else. Gives the number of ways.
+    /// Goes every way that ended in a known state so many steps further, with every option, and compares
+    /// where each leads with where the first way to the same state has led. If states were merged that go
+    /// on differently within these steps, it is somewhere else. Gives the number of ways.
     ///
     /// # Errors
     ///
     /// A way that leads somewhere else, or breaks an invariant.
-    pub fn check(&self, jobs: usize, seen: impl Fn(u64) + Sync) -> Result<u64, Box<Outcome>> {
+    pub fn check(
+        &self,
+        jobs: usize,
+        steps: u32,
+        seen: impl Fn(u64) + Sync,
+    ) -> Result<u64, Box<Outcome>> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<Box<Outcome>>> = Mutex::new(None);
         let work = || {
@@ -134,7 +139,7 @@ impl Exhausted {
                     return;
                 };
                 seen(nth as u64 + 1);
-                if let Err(astray) = self.look_on(&repeat) {
+                if let Err(astray) = self.look_on(&repeat, steps) {
                     next.store(usize::MAX / 2, Ordering::Relaxed);
                     failed.lock().get_or_insert(astray);
                 }
@@ -147,25 +152,29 @@ impl Exhausted {
         }
     }
 
-    fn look_on(&self, repeat: &Repeat) -> Result<(), Box<Outcome>> {
+    fn look_on(&self, from: &Arrival, steps: u32) -> Result<(), Box<Outcome>> {
+        if steps == 0 {
+            return Ok(());
+        }
         let setting = Setting::Fixed(Box::new(self.world.clone()));
-        let mut led_to = Vec::with_capacity(repeat.options);
+        let mut led_to = Vec::with_capacity(from.options);
         let mut last = None;
-        for option in 0..repeat.options {
+        for option in 0..from.options {
             let option = u32::try_from(option).unwrap_or(0);
-            let path = repeat.path.iter().copied().chain([option]).collect();
+            let path = from.path.iter().copied().chain([option]).collect();
             let explorer = Explorer::look(Arc::clone(&self.graph), path);
             let (outcome, choices) = run(&setting, Choices::all(explorer), Tracing::Off);
             if outcome.violation.is_some() {
                 return Err(Box::new(outcome));
             }
-            led_to.extend(choices.into_explorer().and_then(|one| one.came_to()));
+            led_to.extend(choices.into_explorer().and_then(Explorer::came_to));
             last = Some(outcome);
         }
-        match last {
-            Some(last) if !self.graph.leads_exactly(repeat.state, led_to) => Err(Box::new(last)),
-            _ => Ok(()),
+        let states = led_to.iter().map(|to| to.state).collect();
+        if let Some(last) = last.filter(|_| !self.graph.leads_exactly(from.state, states)) {
+            return Err(Box::new(last));
         }
+        led_to.iter().try_for_each(|to| self.look_on(to, steps - 1))
     }
 
     /// Runs this many schedules from their beginning to their end, by chance and without merging, and

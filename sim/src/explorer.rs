@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crate::choices::Dice;
-use crate::graph::{END, Graph, Way};
+use crate::graph::{Arrival, END, Graph, Way};
 
 /// Whether schedules that lead to the same state go on as one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ enum Manner {
     Look {
         path: Vec<u32>,
         depth: usize,
-        came_to: Option<u64>,
+        came_to: Option<Arrival>,
     },
     /// Goes anywhere in a graph that is complete, to see whether it is.
     Stroll {
@@ -117,7 +117,11 @@ impl Explorer {
                 is_new.then_some(0)
             }
             Manner::Look { came_to, .. } => {
-                *came_to = Some(here);
+                *came_to = Some(Arrival {
+                    path: taken.to_vec(),
+                    state: here,
+                    options,
+                });
                 None
             }
             Manner::Stroll {
@@ -140,13 +144,19 @@ impl Explorer {
     pub(crate) fn end(&mut self) {
         match &mut self.manner {
             Manner::Explore { .. } => self.graph.end(self.last),
-            Manner::Look { came_to, .. } => *came_to = Some(END),
+            Manner::Look { came_to, .. } => {
+                *came_to = Some(Arrival {
+                    path: Vec::new(),
+                    state: END,
+                    options: 0,
+                });
+            }
             Manner::Stroll { is_astray, .. } => *is_astray |= !self.graph.leads(self.last, None),
         }
     }
 
     /// Where a look has led.
-    pub(crate) const fn came_to(&self) -> Option<u64> {
+    pub(crate) fn came_to(self) -> Option<Arrival> {
         match self.manner {
             Manner::Look { came_to, .. } => came_to,
             Manner::Explore { .. } | Manner::Stroll { .. } => None,
@@ -234,7 +244,7 @@ mod tests {
             let path = repeat.path.iter().copied().chain([option]).collect();
             let mut explorer = Explorer::look(Arc::clone(&graph), path);
             go(&mut explorer);
-            explorer.came_to().unwrap()
+            explorer.came_to().unwrap().state
         });
         let to: Vec<_> = to.collect();
         assert!(!graph.leads_exactly(repeat.state, vec![to[0]]));

@@ -14,9 +14,9 @@ pub(crate) struct Way {
     pub(crate) from: Option<u64>,
 }
 
-/// A way that ended in a known state, because another one has led there before.
+/// A way that ended in a state, where there are so many options.
 #[derive(Clone)]
-pub(crate) struct Repeat {
+pub(crate) struct Arrival {
     pub(crate) path: Vec<u32>,
     pub(crate) state: u64,
     pub(crate) options: usize,
@@ -32,7 +32,8 @@ struct Inner {
     next: HashMap<u64, Vec<u64>>,
     root: Option<u64>,
     todo: Vec<Way>,
-    repeats: Vec<Repeat>,
+    /// Ways that ended in known states, because others have led there before.
+    repeats: Vec<Arrival>,
     /// How many ways are being gone.
     under_way: usize,
     is_given_up: bool,
@@ -121,7 +122,7 @@ impl Graph {
             None => inner.root = Some(here),
         }
         let Entry::Vacant(entry) = inner.next.entry(here) else {
-            inner.repeats.push(Repeat {
+            inner.repeats.push(Arrival {
                 path: path.to_vec(),
                 state: here,
                 options,
@@ -160,7 +161,7 @@ impl Graph {
     }
 
     /// One of the ways that ended in known states.
-    pub(crate) fn repeat(&self, nth: usize) -> Option<Repeat> {
+    pub(crate) fn repeat(&self, nth: usize) -> Option<Arrival> {
         self.inner.lock().repeats.get(nth).cloned()
     }
 

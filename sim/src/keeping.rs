@@ -3,8 +3,14 @@
 //! A keeper asks in rounds, one a second, and where schedules are enumerated no time passes while it waits
 //! for an answer. Of all rounds that are over it knows for each delivery when its lease was extended last,
 //! and when that was last tried, and for each claim when it was renewed last: in which order the calls of
-//! a round went on, and which of them failed, it has forgotten. What it is told to be lost is no part of
-//! this: that cancels handlers, and stands in the trail of the delivery.
+//! a round went on, and which of them failed, it has forgotten. For an answer sets the time of what it is
+//! about to that of its round (`Keeper::extend_leases`, `Keeper::renew_claims`), and no two answers are
+//! about the same; a failure sets nothing, and is tried again with the next round, whose time follows from
+//! the time of the last success.
+//!
+//! What it is told to be lost is no part of this: that cancels handlers, and stands in the trail of the
+//! delivery. But of a delivery that was settled, or a claim that has ended, the keeper has no entry to lose
+//! any more (`Keeper::with`): there such news changes nothing either.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};

@@ -44,6 +44,9 @@ struct Arguments {
     /// numbers of schedules are equal, where they are small
     #[arg(long, requires = "exhaustive")]
     unmerged: bool,
+    /// How many steps a second way to a state goes on, to see that it leads where the first one does
+    #[arg(long, default_value_t = 1, value_name = "STEPS")]
+    further: u32,
     /// Count what fails instead of stopping at the first
     #[arg(long)]
     keep_going: bool,
@@ -189,13 +192,14 @@ impl Arguments {
             return Ok(true);
         }
         let bar = progress(0, "second ways to a state");
-        let checked = exhausted.check(self.jobs()?, |n| bar.set_position(n));
+        let checked = exhausted.check(self.jobs()?, self.further, |n| bar.set_position(n));
         bar.finish_and_clear();
         let astray = match checked.and_then(|ways| exhausted.stroll(STROLLS).map(|()| ways)) {
             Ok(ways) => {
                 println!(
-                    "  {ways} second ways to a state go on as the first; {STROLLS} whole schedules by \
-                     chance go nowhere else; in {:.1?}",
+                    "  {ways} second ways to a state lead on as the first, for {} steps; {STROLLS} whole \
+                     schedules by chance lead nowhere else; in {:.1?}",
+                    self.further,
                     begun.elapsed()
                 );
                 return Ok(true);

@@ -24,7 +24,7 @@ fn run_all(faults: u32) -> u128 {
             panic!("{name}: a schedule goes round in a circle, and never ends");
         };
         schedules += of_world;
-        let checked = exhausted.check(jobs(), |_| {});
+        let checked = exhausted.check(jobs(), 1, |_| {});
         if let Err(astray) = checked.and_then(|_| exhausted.stroll(STROLLS)) {
             panic!(
                 "{name}: this is not among what was found: {}",
