@@ -12,6 +12,7 @@ use backstop_core::{
 use crate::call::Operation;
 use crate::event::Pid;
 use crate::fate::Fate;
+use crate::keeping::KeeperTask;
 use crate::sim::Sim;
 use crate::subscription::SimSubscription;
 
@@ -20,6 +21,7 @@ pub(crate) struct SimBroker {
     pub(crate) sim: Arc<Sim>,
     pub(crate) pid: Pid,
     pub(crate) inner: Arc<InProcessBroker>,
+    pub(crate) keeper: KeeperTask,
 }
 
 pub(crate) fn unreachable() -> BrokerError {
@@ -67,6 +69,7 @@ impl Broker for SimBroker {
             inner,
             broker,
             cuts_seen,
+            keeper: self.keeper.clone(),
         }))
     }
 

@@ -16,6 +16,8 @@ pub(crate) enum Operation {
     Extend,
     Claim,
     Renew,
+    /// A renewal by the delivery itself, see [`TicketCall::Confirm`](crate::event::TicketCall).
+    Confirm,
     Complete,
     Release,
     /// A handler does its work and ends.
@@ -30,7 +32,7 @@ impl Operation {
     pub(crate) const fn is_of_store(self) -> bool {
         matches!(
             self,
-            Self::Claim | Self::Renew | Self::Complete | Self::Release
+            Self::Claim | Self::Renew | Self::Confirm | Self::Complete | Self::Release
         )
     }
 }

@@ -81,17 +81,18 @@ impl Choices {
         }
     }
 
-    /// Decides between actions; `here` is the digest of the state. None if all that can follow is
-    /// known from another schedule.
+    /// Decides between actions, of which the first `plain` are no faults; `here` is the digest of the
+    /// state. None if all that can follow is known from another schedule.
     pub(crate) fn pick_action(
         &mut self,
         weights: &[u32],
+        plain: usize,
         here: impl FnOnce() -> u64,
     ) -> Option<usize> {
         let Source::All(explorer) = &mut self.source else {
             return Some(self.pick(weights));
         };
-        let chosen = explorer.choose(weights.len(), here, &self.taken)?;
+        let chosen = explorer.choose((weights.len(), plain), here, &self.taken)?;
         self.taken.push(u32::try_from(chosen).unwrap_or(0));
         Some(chosen)
     }

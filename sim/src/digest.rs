@@ -120,11 +120,15 @@ impl Look<'_> {
         // A breaker that has seen fewer outcomes than its window is closed, whatever they were.
         let is_full = memory.outcomes.len() >= self.world.breaker.window as usize;
         let outcomes = is_full.then(|| code(&memory.outcomes));
+        let keeping = &memory.keeping;
+        let renewed = keeping.renewed.iter();
+        let renewed = renewed.map(|(claim, at)| (claim, self.since(*at)));
         number((
             (trail(&memory.intake), lanes.collect::<Vec<_>>()),
             (&memory.failing, trail(&memory.store)),
             (phase, outcomes, memory.seen == Some(self.counts)),
             (code(slot.life), process.disturbed),
+            (&keeping.renewing, renewed.collect::<Vec<_>>()),
         ))
     }
 
@@ -204,10 +208,14 @@ impl Look<'_> {
         let Some(rank) = self.rank_of(delivery.pid) else {
             return 0;
         };
-        let is_open = self.memory_of(delivery.pid).open.contains_key(&lease);
-        if !is_open && delivery.settled.is_some() && delivery.settle_told {
+        let memory = self.memory_of(delivery.pid);
+        let is_open = memory.open.contains_key(&lease);
+        let extension = memory.keeping.of_lease(lease);
+        let is_settled = delivery.settled.is_some() && delivery.settle_told;
+        if !is_open && !extension.is_under_way && is_settled {
             return 0;
         }
+        let since = |at: Option<Instant>| at.filter(|_| is_open).map(|at| self.since(at));
         let turn = facts.turns.get(&(delivery.pid, facts.id_of(delivery.copy)));
         let turn = turn.copied().unwrap_or(0);
         let is_current = facts.copies[delivery.copy].delivery == Some(lease);
@@ -220,6 +228,11 @@ impl Look<'_> {
             ),
             delivery.lost_told.map(|told| told < turn),
             (delivery.is_second, self.left(delivery.until)),
+            (
+                extension.is_under_way,
+                since(extension.made),
+                since(extension.tried),
+            ),
         ))
     }
 

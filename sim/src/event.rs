@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use backstop_core::{Claim, DeadLetterReason, Fence, LeaseId, Ownership, ReleaseKind};
 
+use crate::call::Operation;
+
 /// A process, unlike any other, also after a restart.
 pub(crate) type Pid = usize;
 
@@ -25,8 +27,28 @@ pub(crate) struct Hold {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TicketCall {
     Renew,
+    /// A renewal, too, but by the delivery itself: it makes sure of its claim. Told apart from the
+    /// keeper's only where schedules are enumerated.
+    Confirm,
     Complete,
     Release(ReleaseKind),
+}
+
+impl TicketCall {
+    /// Whether a claim goes on afterwards.
+    pub(crate) const fn renews(self) -> bool {
+        matches!(self, Self::Renew | Self::Confirm)
+    }
+
+    /// The call to the store.
+    pub(crate) const fn operation(self) -> Operation {
+        match self {
+            Self::Renew => Operation::Renew,
+            Self::Confirm => Operation::Confirm,
+            Self::Complete => Operation::Complete,
+            Self::Release(_) => Operation::Release,
+        }
+    }
 }
 
 /// A verdict, as far as it matters here.
@@ -83,6 +105,10 @@ pub(crate) enum Event {
         copy: Copy,
         attempts_used: u32,
     },
+    ExtensionAsked {
+        pid: Pid,
+        lease: LeaseId,
+    },
     /// The broker was asked to extend a lease; `held` says whether it has.
     Extended {
         pid: Pid,
@@ -121,6 +147,11 @@ pub(crate) enum Event {
         pid: Pid,
         id: usize,
     },
+    /// The consumer was told that a lease was extended.
+    ExtensionTold {
+        pid: Pid,
+        lease: LeaseId,
+    },
     /// The consumer was told that a delivery is lost.
     LeaseLossTold {
         lease: LeaseId,
@@ -150,6 +181,11 @@ pub(crate) enum Event {
     },
     /// A handler's effect on the world outside.
     Effect {
+        run: RunId,
+    },
+    /// The same, by work that goes on after its handler was cancelled: the world outside has to see by its
+    /// fence that it comes too late.
+    LateEffect {
         run: RunId,
     },
     Ended {

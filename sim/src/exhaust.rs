@@ -4,13 +4,13 @@
 //! makes two states the same is in `digest.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::choices::Choices;
-use crate::explorer::Explorer;
-use crate::graph::Graph;
+use crate::explorer::{Explorer, Merging};
+use crate::graph::{Arrival, Graph};
 use crate::run::{Outcome, Setting, Tracing, run};
 use crate::world::{Fault, World};
 
@@ -45,6 +45,14 @@ const KNOWN: [Fault; 4] = [
     Fault::HandlerFails,
 ];
 
+fn on_threads(jobs: usize, work: impl Fn() + Sync) {
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(&work);
+        }
+    });
+}
+
 /// Runs every schedule of a world whose chaos lasts until it is drained, on so many threads; `seen` is
 /// told of the number of runs now and then.
 ///
@@ -54,15 +62,20 @@ const KNOWN: [Fault; 4] = [
 ///
 /// # Panics
 ///
-/// If the world has faults that the merging of states knows nothing of.
+/// If the world has faults, or leases, that the merging of states knows nothing of.
 pub fn exhaust(
     world: &World,
     jobs: usize,
+    merging: Merging,
     seen: impl Fn(u64) + Sync,
 ) -> Result<Exhausted, Box<Outcome>> {
     assert!(
         world.is_enumerated() && world.faults.iter().all(|fault| KNOWN.contains(fault)),
         "only these can be enumerated: {KNOWN:?}"
+    );
+    assert!(
+        world.delivery_lease <= world.claim_lease,
+        "a keeper has to extend a lease before it renews a claim: that tells who renews"
     );
     let setting = Setting::Fixed(Box::new(world.clone()));
     let graph = Arc::new(Graph::new());
@@ -70,7 +83,7 @@ pub fn exhaust(
     let failed: Mutex<Option<Outcome>> = Mutex::new(None);
     let work = || {
         while let Some((way, under_way)) = graph.next() {
-            let explorer = Explorer::explore(Arc::clone(&graph), way);
+            let explorer = Explorer::explore(Arc::clone(&graph), way, merging);
             let (outcome, _) = run(&setting, Choices::all(explorer), Tracing::Off);
             steps.fetch_add(outcome.steps, Ordering::Relaxed);
             let nth = runs.fetch_add(1, Ordering::Relaxed) + 1;
@@ -84,11 +97,7 @@ pub fn exhaust(
             drop(under_way);
         }
     };
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(work);
-        }
-    });
+    on_threads(jobs, work);
     if let Some(failed) = failed.into_inner() {
         return Err(Box::new(failed));
     }
@@ -108,6 +117,66 @@ pub fn exhaust(
 }
 
 impl Exhausted {
+    /// Goes every way that ended in a known state so many steps further, with every option, and compares
+    /// where each leads with where the first way to the same state has led. If states were merged that go
+    /// on differently within these steps, it is somewhere else. Gives the number of ways.
+    ///
+    /// # Errors
+    ///
+    /// A way that leads somewhere else, or breaks an invariant.
+    pub fn check(
+        &self,
+        jobs: usize,
+        steps: u32,
+        seen: impl Fn(u64) + Sync,
+    ) -> Result<u64, Box<Outcome>> {
+        let next = AtomicUsize::new(0);
+        let failed: Mutex<Option<Box<Outcome>>> = Mutex::new(None);
+        let work = || {
+            loop {
+                let nth = next.fetch_add(1, Ordering::Relaxed);
+                let Some(repeat) = self.graph.repeat(nth) else {
+                    return;
+                };
+                seen(nth as u64 + 1);
+                if let Err(astray) = self.look_on(&repeat, steps) {
+                    next.store(usize::MAX / 2, Ordering::Relaxed);
+                    failed.lock().get_or_insert(astray);
+                }
+            }
+        };
+        on_threads(jobs, work);
+        match failed.into_inner() {
+            Some(failed) => Err(failed),
+            None => Ok(self.graph.repeats() as u64),
+        }
+    }
+
+    fn look_on(&self, from: &Arrival, steps: u32) -> Result<(), Box<Outcome>> {
+        if steps == 0 {
+            return Ok(());
+        }
+        let setting = Setting::Fixed(Box::new(self.world.clone()));
+        let mut led_to = Vec::with_capacity(from.options);
+        let mut last = None;
+        for option in 0..from.options {
+            let option = u32::try_from(option).unwrap_or(0);
+            let path = from.path.iter().copied().chain([option]).collect();
+            let explorer = Explorer::look(Arc::clone(&self.graph), path);
+            let (outcome, choices) = run(&setting, Choices::all(explorer), Tracing::Off);
+            if outcome.violation.is_some() {
+                return Err(Box::new(outcome));
+            }
+            led_to.extend(choices.into_explorer().and_then(Explorer::came_to));
+            last = Some(outcome);
+        }
+        let states = led_to.iter().map(|to| to.state).collect();
+        if let Some(last) = last.filter(|_| !self.graph.leads_exactly(from.state, states)) {
+            return Err(Box::new(last));
+        }
+        led_to.iter().try_for_each(|to| self.look_on(to, steps - 1))
+    }
+
     /// Runs this many schedules from their beginning to their end, by chance and without merging, and
     /// looks at every step whether it is among those that were found. If states were merged that go on
     /// differently, it is not.

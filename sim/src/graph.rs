@@ -6,12 +6,20 @@ use std::collections::hash_map::Entry;
 use parking_lot::{Condvar, Mutex};
 
 /// The state in which everything is over.
-const END: u64 = 0;
+pub(crate) const END: u64 = 0;
 
 /// A way that nobody has gone yet: decisions, the last of them made in a known state.
 pub(crate) struct Way {
     pub(crate) path: Vec<u32>,
     pub(crate) from: Option<u64>,
+}
+
+/// A way that ended in a state, where there are so many options.
+#[derive(Clone)]
+pub(crate) struct Arrival {
+    pub(crate) path: Vec<u32>,
+    pub(crate) state: u64,
+    pub(crate) options: usize,
 }
 
 /// Every state that was seen, filled by several threads.
@@ -24,6 +32,8 @@ struct Inner {
     next: HashMap<u64, Vec<u64>>,
     root: Option<u64>,
     todo: Vec<Way>,
+    /// Ways that ended in known states, because others have led there before.
+    repeats: Vec<Arrival>,
     /// How many ways are being gone.
     under_way: usize,
     is_given_up: bool,
@@ -64,6 +74,7 @@ impl Graph {
                 next: HashMap::new(),
                 root: None,
                 todo: vec![start],
+                repeats: Vec::new(),
                 under_way: 0,
                 is_given_up: false,
             }),
@@ -111,6 +122,11 @@ impl Graph {
             None => inner.root = Some(here),
         }
         let Entry::Vacant(entry) = inner.next.entry(here) else {
+            inner.repeats.push(Arrival {
+                path: path.to_vec(),
+                state: here,
+                options,
+            });
             return false;
         };
         entry.insert(Vec::with_capacity(options));
@@ -142,6 +158,25 @@ impl Graph {
             }
             None => inner.root == to,
         }
+    }
+
+    /// One of the ways that ended in known states.
+    pub(crate) fn repeat(&self, nth: usize) -> Option<Arrival> {
+        self.inner.lock().repeats.get(nth).cloned()
+    }
+
+    /// How many ways ended in known states.
+    pub(crate) fn repeats(&self) -> usize {
+        self.inner.lock().repeats.len()
+    }
+
+    /// Whether a state leads to exactly these, as often as they are named.
+    pub(crate) fn leads_exactly(&self, from: u64, mut to: Vec<u64>) -> bool {
+        let known = self.inner.lock().next.get(&from).cloned();
+        let mut known = known.unwrap_or_default();
+        known.sort_unstable();
+        to.sort_unstable();
+        known == to
     }
 
     pub(crate) fn sum(&self) -> Sum {

@@ -18,6 +18,7 @@ mod facts;
 mod fate;
 mod graph;
 mod invariants;
+mod keeping;
 mod memory;
 mod options;
 mod process;
@@ -33,6 +34,7 @@ mod world;
 
 pub use choices::{decode, encode};
 pub use exhaust::{Count, Exhausted, exhaust};
+pub use explorer::Merging;
 pub use invariants::{INVARIANTS, Invariant};
 pub use run::{Outcome, Setting, Tracing, by_list, by_seed};
 pub use shrink::shrink;

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use backstop_sim::{
-    Count, Outcome, Setting, Small, Tracing, by_list, by_seed, decode, encode, exhaust, shrink,
-    small_worlds,
+    Count, Merging, Outcome, Setting, Small, Tracing, by_list, by_seed, decode, encode, exhaust,
+    shrink, small_worlds,
 };
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How many schedules of a small world are run by chance, to see that none was missed.
-const STROLLS: u64 = 5_000;
+const STROLLS: u64 = 20_000;
 
 /// Runs the core through schedules and faults.
 #[derive(Parser)]
@@ -40,6 +40,13 @@ struct Arguments {
     /// Run every schedule of the small worlds, or of the one that --world names
     #[arg(long)]
     exhaustive: bool,
+    /// Run every schedule to its end, without merging what leads to the same state: to see whether the
+    /// numbers of schedules are equal, where they are small
+    #[arg(long, requires = "exhaustive")]
+    unmerged: bool,
+    /// How many steps a second way to a state goes on, to see that it leads where the first one does
+    #[arg(long, default_value_t = 1, value_name = "STEPS")]
+    further: u32,
     /// Count what fails instead of stopping at the first
     #[arg(long)]
     keep_going: bool,
@@ -129,7 +136,7 @@ impl Arguments {
         );
         Ok(failed.is_none_or(|(seed, failed)| {
             println!("seed {seed} fails");
-            self.show_shrunk(&setting, failed)
+            self.show_shrunk(&setting, self.world.as_deref(), failed)
         }))
     }
 
@@ -137,64 +144,93 @@ impl Arguments {
         // A world that does not exist is an error, not a success without schedules.
         self.setting()?;
         let wanted = |small: &Small| self.world.as_deref().is_none_or(|name| name == small.name);
-        let worlds = small_worlds(self.faults).into_iter().filter(wanted);
-        for Small { name, world } in worlds {
-            let begun = Instant::now();
-            let progress = progress(0, name);
-            let exhausted = exhaust(&world, self.jobs()?, |runs| progress.set_position(runs));
-            progress.finish_and_clear();
-            let setting = Setting::Fixed(Box::new(world));
-            let exhausted = match exhausted {
-                Ok(exhausted) => exhausted,
-                Err(failed) => {
-                    println!("{name} fails");
-                    return Ok(self.show_shrunk(&setting, *failed));
-                }
-            };
-            let Count {
-                states,
-                transitions,
-                schedules,
-                runs,
-                steps,
-            } = exhausted.count;
-            let Some(schedules) = schedules else {
-                println!("{name}: a schedule goes round in a circle, and never ends");
-                return Ok(false);
-            };
-            println!(
-                "{name}, up to {} faults: {schedules} schedules, through {states} states by {transitions} \
-                 transitions; {runs} runs, {steps} steps, in {:.1?}",
-                self.faults,
-                begun.elapsed()
-            );
-            if let Err(astray) = exhausted.stroll(STROLLS) {
-                println!(
-                    "{name}: a schedule leads where none was found to lead, with step {}",
-                    astray.steps
-                );
-                show(&by_list(&setting, &astray.choices, Tracing::On));
+        for small in small_worlds(self.faults).into_iter().filter(wanted) {
+            if !self.run_small_world(small)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
+    fn run_small_world(&self, Small { name, world }: Small) -> Result<bool> {
+        let begun = Instant::now();
+        let merging = if self.unmerged {
+            Merging::Off
+        } else {
+            Merging::On
+        };
+        let bar = progress(0, name);
+        let exhausted = exhaust(&world, self.jobs()?, merging, |n| bar.set_position(n));
+        bar.finish_and_clear();
+        let setting = Setting::Fixed(Box::new(world));
+        let exhausted = match exhausted {
+            Ok(exhausted) => exhausted,
+            Err(failed) => {
+                println!("{name} fails");
+                return Ok(self.show_shrunk(&setting, Some(name), *failed));
+            }
+        };
+        let Count {
+            states,
+            transitions,
+            schedules,
+            runs,
+            steps,
+        } = exhausted.count;
+        let Some(schedules) = schedules else {
+            println!("{name}: a schedule goes round in a circle, and never ends");
+            return Ok(false);
+        };
+        println!(
+            "{name}, up to {} faults: {schedules} schedules, through {states} states by {transitions} \
+             transitions; {runs} runs, {steps} steps, in {:.1?}",
+            self.faults,
+            begun.elapsed()
+        );
+        // What was not merged has no states to come back to.
+        if self.unmerged {
+            return Ok(true);
+        }
+        let bar = progress(0, "second ways to a state");
+        let checked = exhausted.check(self.jobs()?, self.further, |n| bar.set_position(n));
+        bar.finish_and_clear();
+        let astray = match checked.and_then(|ways| exhausted.stroll(STROLLS).map(|()| ways)) {
+            Ok(ways) => {
+                println!(
+                    "  {ways} second ways to a state lead on as the first, for {} steps; {STROLLS} whole \
+                     schedules by chance lead nowhere else; in {:.1?}",
+                    self.further,
+                    begun.elapsed()
+                );
+                return Ok(true);
+            }
+            Err(astray) => astray,
+        };
+        let step = astray.steps;
+        println!("{name}: a schedule leads where none was found to lead, with step {step}");
+        show(&by_list(&setting, &astray.choices, Tracing::On));
+        println!("{}", self.again(Some(name), &astray.choices));
+        Ok(false)
+    }
+
     /// Shows the shortest run that fails so, and how to run it again.
-    fn show_shrunk(&self, setting: &Setting, failed: Outcome) -> bool {
+    fn show_shrunk(&self, setting: &Setting, world: Option<&str>, failed: Outcome) -> bool {
         let before = failed.steps;
         let least = shrink(setting, failed);
         println!("shrunk from {before} steps to {}:", least.steps);
         show(&by_list(setting, &least.choices, Tracing::On));
-        let world = match &self.world {
+        println!("{}", self.again(world, &least.choices));
+        false
+    }
+
+    /// How a list of decisions is run again, in one of the small worlds or in one that it chooses.
+    fn again(&self, world: Option<&str>, list: &[u32]) -> String {
+        let world = match world {
             Some(name) => format!(" --world {name} --faults {}", self.faults),
             None => String::new(),
         };
-        println!(
-            "run it again: cargo xtask sim{world} --replay {}",
-            encode(&least.choices)
-        );
-        false
+        let list = encode(list);
+        format!("run it again: cargo xtask sim{world} --replay {list}")
     }
 }
 

@@ -3,18 +3,20 @@
 //! A process is deterministic: what it does next follows from what it met, and when. Most of that it
 //! forgets. [`Memory`] keeps what it has not forgotten yet, and lets go of the rest as the core does:
 //! of a delivery when its settlement was answered and nothing is left to do for it, of failures to
-//! receive with the next receive, of a store that was down with the next claim.
+//! receive with the next receive, of a store that was down with the next claim, and of all renewals but
+//! the last ones at once ([`Keeping`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use backstop_core::{LeaseId, QueueCounts};
+use backstop_core::{LeaseId, Ownership, QueueCounts};
 use tokio::time::Instant;
 
 use crate::call::{Go, Operation, Pending};
-use crate::event::{End, Event, Pid, TicketCall};
+use crate::event::{End, Event, Hold, Pid, TicketCall};
 use crate::facts::Facts;
+use crate::keeping::Keeping;
 use crate::world::{Order, World};
 
 /// What happened, one after the other, and when.
@@ -38,6 +40,8 @@ pub(crate) struct Memory {
     pub(crate) outcomes: Vec<End>,
     /// How the queue looked when a receive brought nothing: it waits for another look.
     pub(crate) seen: Option<QueueCounts>,
+    /// What its keeper knows.
+    pub(crate) keeping: Keeping,
 }
 
 /// A number for anything that can be shown.
@@ -74,7 +78,8 @@ pub(crate) fn process_of(event: &Event, facts: &Facts) -> Option<Pid> {
         | Event::TicketTold { pid, .. }
         | Event::SettleAsked { pid, .. }
         | Event::Settled { pid, .. }
-        | Event::Extended { pid, .. }
+        | Event::ExtensionAsked { pid, .. }
+        | Event::ExtensionTold { pid, .. }
         | Event::Started { pid, .. } => Some(pid),
         Event::LeaseLossTold { lease } | Event::SettleTold { lease } => {
             Some(facts.deliveries[&lease].pid)
@@ -97,6 +102,8 @@ impl Memory {
             (Operation::Subscribe | Operation::Receive, _) => {
                 self.intake.push((now, code((operation, go))));
             }
+            (Operation::Extend, _) => return self.keeping.extensions_go_on(),
+            (Operation::Renew, _) => return self.keeping.renewals_go_on(),
             _ => {}
         }
         for id in ids_of(call.ids) {
@@ -129,7 +136,10 @@ impl Memory {
                 self.open.insert(lease, lane);
                 self.append(lane, ("delivered", copy, attempts_used), now);
             }
-            Event::LeaseLossTold { lease } => {
+            Event::ExtensionAsked { lease, .. } => self.keeping.extends(lease, now),
+            Event::ExtensionTold { lease, .. } => self.keeping.was_extended(lease, now),
+            // The keeper has forgotten what was settled, and does not hear of it.
+            Event::LeaseLossTold { lease } if self.open.contains_key(&lease) => {
                 let (copy, lane) = of_lease(&lease);
                 self.append(lane, ("lost", copy), now);
             }
@@ -146,10 +156,6 @@ impl Memory {
             Event::SettleTold { lease } => {
                 let (copy, lane) = of_lease(&lease);
                 self.append(lane, ("settled told", copy), now);
-            }
-            Event::Extended { lease, held, .. } => {
-                let (copy, lane) = of_lease(&lease);
-                self.append(lane, ("extended", copy, held), now);
             }
             Event::Started {
                 copy,
@@ -184,6 +190,29 @@ impl Memory {
                 self.store.clear();
                 self.append(lane(id), ("claim told", id), now);
             }
+            Event::TicketAsked {
+                hold,
+                call: TicketCall::Renew,
+                ..
+            } => self.keeping.renews(hold),
+            Event::TicketTold {
+                pid,
+                hold,
+                call: TicketCall::Renew,
+                ownership,
+            } => {
+                // The keeper hears of no claim that has ended.
+                let has_ended = facts.given_up.contains_key(&(pid, hold.id, hold.fence.0));
+                match ownership {
+                    _ if has_ended => {}
+                    Ownership::Held => self.keeping.was_renewed(hold, now),
+                    Ownership::Fenced => self.append(lane(hold.id), ("overtaken", hold), now),
+                }
+            }
+            Event::TicketUsed {
+                call: TicketCall::Renew,
+                ..
+            } => {}
             Event::TicketAsked { hold, call, .. } => {
                 self.append(lane(hold.id), ("asked", hold, call), now);
             }
@@ -199,13 +228,22 @@ impl Memory {
                 ownership,
                 ..
             } => {
-                let operation = operation_of(call);
-                if self.failing.remove(&(hold.id, operation)) && operation != Operation::Renew {
-                    self.store.clear();
-                }
+                self.told(hold, call, ownership, now);
                 self.append(lane(hold.id), ("told", hold, call, ownership), now);
             }
             _ => {}
+        }
+    }
+
+    /// Hears what became of a claim that it asked about for a delivery's sake.
+    fn told(&mut self, hold: Hold, call: TicketCall, ownership: Ownership, now: Instant) {
+        if self.failing.remove(&(hold.id, call.operation())) {
+            self.store.clear();
+        }
+        if !call.renews() {
+            self.keeping.drops(hold);
+        } else if ownership == Ownership::Held {
+            self.keeping.was_renewed(hold, now);
         }
     }
 
@@ -219,22 +257,20 @@ impl Memory {
         let lane = |id| lane_of(id, facts, world);
         let (open, failing) = (&self.open, &self.failing);
         self.lanes.retain(|place, _| {
-            let asks = |call: &&Pending| ids_of(call.ids).any(|id| lane(id) == *place);
+            // The keeper asks for deliveries that it knows; of others it does not hear the answer.
+            let asks = |call: &&Pending| {
+                let is_keepers = matches!(call.operation, Operation::Extend | Operation::Renew);
+                !is_keepers && ids_of(call.ids).any(|id| lane(id) == *place)
+            };
             open.values().any(|other| other == place)
                 || failing.iter().any(|(id, _)| lane(*id) == *place)
                 || pending.iter().any(asks)
         });
+        let lanes = &self.lanes;
+        self.keeping.tidy(|id| lanes.contains_key(&lane(id)));
     }
 
     fn append(&mut self, lane: usize, what: impl Debug, now: Instant) {
         self.lanes.entry(lane).or_default().push((now, code(what)));
-    }
-}
-
-const fn operation_of(call: TicketCall) -> Operation {
-    match call {
-        TicketCall::Renew => Operation::Renew,
-        TicketCall::Complete => Operation::Complete,
-        TicketCall::Release(_) => Operation::Release,
     }
 }

@@ -16,6 +16,7 @@ use crate::broker::SimBroker;
 use crate::call::{Go, HandlerEnd, Operation};
 use crate::choices::Dice;
 use crate::event::{End, Event, Pid, RunEnd, RunId};
+use crate::keeping::KeeperTask;
 use crate::memory::Memory;
 use crate::publishing::COPY;
 use crate::sim::Sim;
@@ -57,14 +58,16 @@ impl Sim {
         } else {
             state.slots[place] = slot;
         }
+        let keeper = KeeperTask::default();
         let port = SimBroker {
             sim: Arc::clone(self),
             pid,
             inner: broker,
+            keeper: keeper.clone(),
         };
         let sim = Arc::clone(self);
         let run = tokio::spawn(async move {
-            let end = sim.run(pid, Arc::new(port), &shutdown).await;
+            let end = sim.run(pid, Arc::new(port), keeper, &shutdown).await;
             let mut state = sim.lock();
             if state.facts.lives(pid) {
                 state.note(|| format!("p{pid} has ended"));
@@ -111,7 +114,13 @@ impl Sim {
         slot.shutdown.begin();
     }
 
-    async fn run(self: &Arc<Self>, pid: Pid, broker: BrokerHandle, shutdown: &Shutdown) -> RunEnd {
+    async fn run(
+        self: &Arc<Self>,
+        pid: Pid,
+        broker: BrokerHandle,
+        keeper: KeeperTask,
+        shutdown: &Shutdown,
+    ) -> RunEnd {
         let world = &self.world;
         let backoff = Backoff::new(world.backoff, world.backoff * 4, Jitter::Additive);
         let mut builder = Consumer::builder(broker)
@@ -129,7 +138,12 @@ impl Sim {
         }
         builder = if self.dedupes() {
             let (sim, inner) = (Arc::clone(self), self.store.clone());
-            let store: StoreHandle = Arc::new(SimStore { sim, pid, inner });
+            let store: StoreHandle = Arc::new(SimStore {
+                sim,
+                pid,
+                inner,
+                keeper,
+            });
             builder.store(store)
         } else {
             builder.idempotent_by_nature()
@@ -261,7 +275,7 @@ async fn late_effect(sim: Arc<Sim>, pid: Pid, run: RunId, id: usize) {
     sim.call(pid, Operation::LateEffect, 1 << id, String::new)
         .await;
     if sim.lives(pid) {
-        sim.see(Event::Effect { run });
+        sim.see(Event::LateEffect { run });
     }
 }
 

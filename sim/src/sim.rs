@@ -147,7 +147,11 @@ impl Sim {
                 let (actions, weights) = options(&self.world, &state, &self.broker);
                 let mut choices = std::mem::replace(&mut state.choices, Choices::list(Vec::new()));
                 let here = || digest(&self.world, &state, self.broker.counts());
-                let chosen = choices.pick_action(&weights, here);
+                let plain = actions
+                    .iter()
+                    .take_while(|action| !action.is_fault())
+                    .count();
+                let chosen = choices.pick_action(&weights, plain, here);
                 state.choices = choices;
                 match chosen {
                     Some(chosen) => actions[chosen],

@@ -13,6 +13,7 @@ use backstop_core::{
 use crate::call::Operation;
 use crate::event::{Event, Hold, Pid, TicketCall};
 use crate::fate::Fate;
+use crate::keeping::KeeperTask;
 use crate::sim::Sim;
 
 /// A process's way to the store.
@@ -20,6 +21,7 @@ pub(crate) struct SimStore {
     pub(crate) sim: Arc<Sim>,
     pub(crate) pid: Pid,
     pub(crate) inner: InProcessStore,
+    pub(crate) keeper: KeeperTask,
 }
 
 type Answers<T> = Vec<Result<T, StoreError>>;
@@ -157,12 +159,15 @@ impl IdempotencyStore for SimStore {
         tickets: &[Ticket],
         lease: Duration,
     ) -> Vec<Result<Ownership, StoreError>> {
-        let calls = tickets
-            .iter()
-            .map(|ticket| (ticket, TicketCall::Renew))
-            .collect();
+        // Elsewhere whose it is makes no difference.
+        let call = if self.sim.world.is_enumerated() {
+            self.keeper.renewal()
+        } else {
+            TicketCall::Renew
+        };
+        let calls = tickets.iter().map(|ticket| (ticket, call)).collect();
         let effect = self.inner.renew(tickets, lease);
-        self.use_tickets(Operation::Renew, calls, effect).await
+        self.use_tickets(call.operation(), calls, effect).await
     }
 
     async fn complete(

@@ -15,6 +15,7 @@ use crate::broker::unreachable;
 use crate::call::Operation;
 use crate::event::{Event, Pid, Settling};
 use crate::fate::Fate;
+use crate::keeping::KeeperTask;
 use crate::publishing::COPY;
 use crate::sim::Sim;
 
@@ -32,6 +33,7 @@ pub(crate) struct SimSubscription {
     pub(crate) broker: Arc<InProcessBroker>,
     /// The cuts that a receive has met.
     pub(crate) cuts_seen: AtomicU64,
+    pub(crate) keeper: KeeperTask,
 }
 
 /// Says that the next receive has something to tell, whatever is in the queue.
@@ -158,6 +160,10 @@ impl Subscription for SimSubscription {
 
     async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>> {
         let (sim, pid) = (&self.sim, self.pid);
+        self.keeper.shows_itself();
+        for lease in leases {
+            sim.see(Event::ExtensionAsked { pid, lease: *lease });
+        }
         let fail = || leases.iter().map(|_| Err(unreachable())).collect();
         let about = || {
             let state = sim.lock();
@@ -192,8 +198,11 @@ impl Subscription for SimSubscription {
             return fail();
         }
         for (lease, answer) in leases.iter().zip(&answers) {
-            if matches!(answer, Ok(LeaseState::Lost)) {
-                sim.see(Event::LeaseLossTold { lease: *lease });
+            let lease = *lease;
+            match answer {
+                Ok(LeaseState::Held(_)) => sim.see(Event::ExtensionTold { pid, lease }),
+                Ok(LeaseState::Lost) => sim.see(Event::LeaseLossTold { lease }),
+                Err(_) => {}
             }
         }
         answers

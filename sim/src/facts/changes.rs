@@ -120,17 +120,17 @@ impl Facts {
     pub(super) fn used(&mut self, hold: Hold, call: TicketCall, world: &World) {
         let until = self.now + world.claim_lease;
         let known = self.ids.entry(hold.id).or_default();
-        if call != TicketCall::Renew {
+        if !call.renews() {
             self.ended.insert((hold.id, hold.fence.0));
         }
         if let Some(record) = &mut known.record {
             match call {
-                TicketCall::Renew => record.until = until,
+                TicketCall::Renew | TicketCall::Confirm => record.until = until,
                 TicketCall::Complete | TicketCall::Release(_) => record.ended = Some(call),
             }
         }
         match call {
-            TicketCall::Renew => {}
+            TicketCall::Renew | TicketCall::Confirm => {}
             TicketCall::Complete => known.completed = true,
             TicketCall::Release(kind) => {
                 if kind == backstop_core::ReleaseKind::DeadLettered {
@@ -147,7 +147,7 @@ impl Facts {
     pub(super) fn told(&mut self, pid: Pid, hold: Hold, call: TicketCall, ownership: Ownership) {
         let claim = (pid, hold.id, hold.fence.0);
         // A renewal that was under way when the claim was completed hears that it is no longer one.
-        let is_late = call == TicketCall::Renew && self.given_up.contains_key(&claim);
+        let is_late = call.renews() && self.given_up.contains_key(&claim);
         if ownership == Ownership::Fenced && !is_late {
             // The failure of an attempt that was overtaken is void.
             for copy in self
@@ -166,11 +166,11 @@ impl Facts {
                 }
             }
         }
-        if call != TicketCall::Renew && ownership == Ownership::Held {
+        if !call.renews() && ownership == Ownership::Held {
             // What a renewal was told meanwhile was of this.
             self.fenced.remove(&claim);
         }
-        if call != TicketCall::Renew {
+        if !call.renews() {
             self.given_up.entry(claim).or_insert(self.step);
         }
         self.turns.insert((pid, hold.id), self.step);

@@ -63,6 +63,19 @@ pub(super) fn one_start_a_fence(facts: &Facts, event: &Event, _: &World) -> Opti
     })
 }
 
+pub(super) fn no_stale_effect(facts: &Facts, event: &Event, _: &World) -> Option<String> {
+    let Event::Effect { run } = event else {
+        return None;
+    };
+    let run = &facts.runs[*run];
+    let fence = run.fence?;
+    let id = facts.id_of(run.copy);
+    let top = facts.ids.get(&id).map_or(0, |known| known.top_fence);
+    expect(facts.store_broke() || fence.0 == top, || {
+        format!("a handler of m{id} with fence {fence} has its effect after a claim with {top}")
+    })
+}
+
 pub(super) fn completed_is_final(facts: &Facts, event: &Event, world: &World) -> Option<String> {
     let Event::Started { copy, .. } = event else {
         return None;
@@ -93,7 +106,7 @@ pub(super) fn renewal_ends(facts: &Facts, event: &Event, _: &World) -> Option<St
     let Event::TicketAsked {
         pid,
         hold,
-        call: TicketCall::Renew,
+        call: TicketCall::Renew | TicketCall::Confirm,
     } = event
     else {
         return None;

@@ -58,6 +58,11 @@ pub const INVARIANTS: &[Invariant] = &[
         claims::one_start_a_fence,
     ),
     invariant(
+        "no stale effect",
+        "no handler that heeds its cancellation has an effect after its key was claimed anew",
+        claims::no_stale_effect,
+    ),
+    invariant(
         "completed is final",
         "no handler starts after the completion of its key was recorded",
         claims::completed_is_final,
