@@ -1,5 +1,6 @@
 //! The suite for idempotency stores: every clause of the contract of
-//! [`IdempotencyStore`](backstop_core::IdempotencyStore).
+//! [`IdempotencyStore`](backstop_core::IdempotencyStore). A store declares nothing that it cannot do: no
+//! case is ever left out.
 
 mod batches;
 mod claims;

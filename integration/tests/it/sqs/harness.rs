@@ -85,6 +85,10 @@ impl Harness {
         self.store_url
     }
 
+    pub(crate) const fn is_localstack(&self) -> bool {
+        self.is_localstack
+    }
+
     pub(crate) async fn make(&self, spec: QueueSpec) -> Result<Queue> {
         let kind = match spec.order {
             SubscriptionOrder::Unordered => SqsKind::Standard,
