@@ -25,6 +25,13 @@ pub trait BrokerHarness: Send + Sync + 'static {
         self.tick() * 15
     }
 
+    /// How much later than after `wait` something may come that is due then, or be over that is to be over
+    /// at once: how coarse the broker's times are, and what a busy machine adds. Generous by default; where
+    /// time is paused it is next to nothing, and only there a delay that is late by little is noticed.
+    fn tolerance(&self, wait: Duration) -> Duration {
+        wait / 4 + self.patience() / 4
+    }
+
     /// Why this server, an emulator, cannot pass a case that its broker passes: the case is left out and
     /// reported as such. Each such reason has a test that fails when the emulator is mended.
     fn beyond_the_server(&self, case: &str) -> Option<&'static str> {

@@ -39,7 +39,8 @@
 //! All waits and leases are multiples of [`BrokerHarness::tick`]: 100 ms suits a server on a busy
 //! machine, 20 ms a broker in the process under tokio's paused time. A case fails at once when it
 //! sees what must not be, and after [`BrokerHarness::patience`] when it does not see what must be;
-//! it is stopped after 10 minutes. Eight cases run beside each other, and those that restart the
+//! what comes, but later than [`BrokerHarness::tolerance`] allows, fails it too. It is stopped after
+//! 10 minutes. Eight cases run beside each other, and those that restart the
 //! broker alone, after the others. With a tick of 100 ms everything takes about a minute, and what
 //! the broker's restarts take: two of them.
 //!

@@ -20,16 +20,25 @@ pub(crate) enum Dress {
     Hosted,
 }
 
+/// By which clock a test waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Time {
+    /// By tokio's paused one: nothing is late.
+    Paused,
+    /// By that of a machine that may be busy.
+    Real,
+}
+
 pub(crate) struct InProcess {
-    pub(crate) dress: Dress,
-    pub(crate) tick: Duration,
-    pub(crate) store: StoreHandle,
+    dress: Dress,
+    time: Time,
+    store: StoreHandle,
 }
 
 impl InProcess {
-    pub(crate) fn new(dress: Dress, tick: Duration) -> Self {
+    pub(crate) fn new(dress: Dress, time: Time) -> Self {
         let store = InProcessStore::new().into();
-        Self { dress, tick, store }
+        Self { dress, time, store }
     }
 }
 
@@ -67,11 +76,22 @@ impl BrokerHarness for InProcess {
     }
 
     fn tick(&self) -> Duration {
-        self.tick
+        Duration::from_millis(match self.time {
+            Time::Paused => 20,
+            Time::Real => 100,
+        })
     }
 
     fn patience(&self) -> Duration {
         Duration::from_mins(1)
+    }
+
+    fn tolerance(&self, wait: Duration) -> Duration {
+        match self.time {
+            // Tokio's timers count milliseconds.
+            Time::Paused => Duration::from_millis(5),
+            Time::Real => wait / 4 + self.patience() / 4,
+        }
     }
 
     async fn queue(&self, spec: QueueSpec) -> anyhow::Result<Arc<dyn TestQueue>> {

@@ -1,11 +1,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use backstop_conformance::Report;
 use backstop_conformance::broker::run_all;
 
-use crate::in_process::{Dress, InProcess};
+use crate::in_process::{Dress, InProcess, Time};
 
 /// Its queues are made by their handles, and its delays have no maximum.
 const BEYOND_IT: &[&str] = &["D7", "R12"];
@@ -39,7 +38,7 @@ fn must_be_whole(report: &Report) {
 
 #[tokio::test(start_paused = true)]
 async fn the_in_process_broker_passes_the_suite() {
-    let harness = InProcess::new(Dress::Own, Duration::from_millis(20));
+    let harness = InProcess::new(Dress::Own, Time::Paused);
     let report = run_all(Arc::new(harness)).await;
     report.assert_passed_but(BEYOND_IT);
     must_be_whole(&report);
@@ -47,13 +46,13 @@ async fn the_in_process_broker_passes_the_suite() {
 
 #[tokio::test(start_paused = true)]
 async fn the_in_process_broker_passes_the_suite_in_the_dress_of_a_hosted_one() {
-    let harness = InProcess::new(Dress::Hosted, Duration::from_millis(20));
+    let harness = InProcess::new(Dress::Hosted, Time::Paused);
     run_all(Arc::new(harness)).await.assert_passed_but(&["D7"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_in_process_broker_passes_the_suite_in_real_time() {
-    let harness = InProcess::new(Dress::Own, Duration::from_millis(100));
+    let harness = InProcess::new(Dress::Own, Time::Real);
     run_all(Arc::new(harness))
         .await
         .assert_passed_but(BEYOND_IT);

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 
 use self::brokers::{Broken, Flaw};
 use self::stores::{BrokenStore, StoreFlaw};
-use crate::in_process::{Dress, InProcess};
+use crate::in_process::{Dress, InProcess, Time};
 
 /// What is broken, in which dress the rest comes, and the cases that must notice.
 const BROKERS: &[(Flaw, Dress, &str)] = &[
@@ -68,7 +68,7 @@ async fn every_broken_broker_makes_its_cases_fail() {
     let mut unnoticed = Vec::new();
     for (flaw, dress, cases) in BROKERS {
         let harness = BrokenHarness {
-            sound: InProcess::new(*dress, TICK),
+            sound: InProcess::new(*dress, Time::Paused),
             flaw: Some(*flaw),
             store_flaw: None,
             only_queue: OnceCell::new(),
@@ -84,7 +84,7 @@ async fn every_broken_store_makes_its_cases_fail() {
     let mut unnoticed = Vec::new();
     for (flaw, cases) in STORES {
         let harness = BrokenHarness {
-            sound: InProcess::new(Dress::Own, TICK),
+            sound: InProcess::new(Dress::Own, Time::Paused),
             flaw: None,
             store_flaw: Some(*flaw),
             only_queue: OnceCell::new(),
@@ -94,8 +94,6 @@ async fn every_broken_store_makes_its_cases_fail() {
     }
     assert!(unnoticed.is_empty(), "{unnoticed:#?}");
 }
-
-const TICK: Duration = Duration::from_millis(20);
 
 /// The cases that ought to have failed and have not.
 async fn unfailed(harness: BrokenHarness, cases: &str) -> impl Iterator<Item = String> {
@@ -127,6 +125,10 @@ impl BrokerHarness for BrokenHarness {
 
     fn patience(&self) -> Duration {
         self.sound.patience()
+    }
+
+    fn tolerance(&self, wait: Duration) -> Duration {
+        self.sound.tolerance(wait)
     }
 
     async fn queue(&self, spec: QueueSpec) -> anyhow::Result<Arc<dyn TestQueue>> {

@@ -16,7 +16,7 @@ use tokio::process::Command;
 
 use self::client::Remote;
 use self::server::Server;
-use crate::in_process::{Dress, InProcess, Queue};
+use crate::in_process::{Dress, InProcess, Queue, Time};
 
 /// Where a worker finds its broker.
 const ADDRESS: &str = "BACKSTOP_TEST_ADDRESS";
@@ -26,7 +26,7 @@ const STORE: &str = "BACKSTOP_TEST_STORE";
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_suite_kills_and_drains_real_processes() {
     let harness = Lending {
-        sound: InProcess::new(Dress::Own, Duration::from_millis(100)),
+        sound: InProcess::new(Dress::Own, Time::Real),
     };
     let report = run(Arc::new(harness), "R4,R5,O6,O7").await;
     report.assert_passed();
@@ -74,6 +74,10 @@ impl BrokerHarness for Lending {
 
     fn patience(&self) -> Duration {
         self.sound.patience()
+    }
+
+    fn tolerance(&self, wait: Duration) -> Duration {
+        self.sound.tolerance(wait)
     }
 
     async fn queue(&self, spec: QueueSpec) -> anyhow::Result<Arc<dyn TestQueue>> {
