@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::journal::{Journal, Running};
 use super::stage::{Scene, Stage, id_of, messages};
+use super::watched::{Limits, Watch};
 use crate::runner::{Case, case};
 
 pub(super) fn cases() -> Vec<Case<Stage>> {
@@ -179,19 +180,26 @@ async fn a_delay_above_the_brokers_maximum_is_refused(stage: Stage) -> Result<()
     Ok(())
 }
 
+/// What refuses is the consumer's builder, by what the broker declares. No backoff is longer than a week,
+/// whatever the broker can do: one that can do more declares less here, or the refusal would be that of the
+/// backoff, and would say nothing of what is declared.
 async fn a_longer_retry_is_refused(scene: &Scene, limit: Duration) -> Result<()> {
-    let above = limit + Duration::from_secs(1);
-    let builder = scene.storeless_consumer().await?;
-    // No backoff is longer than a week, whatever the broker can do.
-    let refusal = match Backoff::new(limit.min(Backoff::MAX_CAP), above, Jitter::None) {
-        Ok(backoff) => builder
-            .backoff(backoff)
-            .raw(|_: bytes::Bytes, _| async { Ok(()) })
-            .err(),
-        Err(refusal) => Some(refusal),
+    let limit = limit.min(Backoff::MAX_CAP / 2);
+    let limits = Limits {
+        max_delay: Some(limit),
+        ..Limits::default()
     };
+    let build = async |cap| {
+        let broker = Watch::default().limited(scene.queue.connect().await?, limits);
+        let builder = scene.consumer_on(broker).idempotent_by_nature();
+        let builder = builder.backoff(Backoff::new(limit, cap, Jitter::None)?);
+        anyhow::Ok(builder.raw(|_: bytes::Bytes, _| async { Ok(()) }).err())
+    };
+    let refusal = build(limit + Duration::from_secs(1)).await?;
     let refusal = refusal.context("a backoff above the broker's maximum was accepted")?;
     ensure!(refusal.setting() == "backoff_cap", "refused: {refusal}");
+    let refusal = build(limit).await?;
+    ensure!(refusal.is_none(), "at the limit: {refusal:?}");
     Ok(())
 }
 
@@ -203,6 +211,17 @@ async fn a_longer_publication_is_refused(scene: &Scene, limit: Duration) -> Resu
         .await
         .err()
         .context("a publication beyond the broker's maximum was accepted")?;
+    ensure!(error.kind() == BrokerErrorKind::Unsupported, "{error}");
+    // A publisher refuses by what is declared. The broker is not to cut the delay, either.
+    let outgoing = Outgoing {
+        message: Arc::new(Message::new("too late")),
+        delay: above,
+    };
+    let mut answers = scene.broker.publish(&[outgoing]).await;
+    let answer = answers.pop().context("no answer to a publication")?;
+    let error = answer
+        .err()
+        .context("the broker took a publication beyond its maximum")?;
     ensure!(error.kind() == BrokerErrorKind::Unsupported, "{error}");
     publisher
         .publish_after(Message::new("at the limit"), limit)
