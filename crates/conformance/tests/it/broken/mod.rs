@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backstop_conformance::broker::{BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore, run};
-use backstop_core::{BrokerHandle, StoreHandle};
+use backstop_core::{BrokerHandle, InProcessBroker, StoreHandle};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
@@ -18,7 +18,7 @@ use crate::in_process::{Dress, InProcess, Time};
 
 /// What is broken, in which dress the rest comes, and the cases that must notice.
 const BROKERS: &[(Flaw, Dress, &str)] = &[
-    (Flaw::DropsAcks, Dress::Own, "D1,D4,F4"),
+    (Flaw::DropsAcks, Dress::Own, "D1,D4,F4,I8"),
     (Flaw::NeverAnswersCompletions, Dress::Own, "D1,R3"),
     (Flaw::LosesLastAcks, Dress::Own, "F4"),
     (Flaw::AcksOnReceipt, Dress::Own, "D5,D9,L2"),
@@ -30,7 +30,10 @@ const BROKERS: &[(Flaw, Dress, &str)] = &[
     (Flaw::LosesWhatIsCancelled, Dress::Own, "D8"),
     (Flaw::GivesMoreThanAsked, Dress::Own, "D9,F1"),
     (Flaw::RetriesEarly, Dress::Own, "R1,R2"),
-    (Flaw::LosesRetries, Dress::Own, "R1,R3,R13"),
+    (Flaw::RetriesLate, Dress::Own, "R1,R2,R11"),
+    (Flaw::LosesRetries, Dress::Own, "R1,R3,R8,R9,R13"),
+    (Flaw::DeadLettersRetries, Dress::Own, "R1,R3,R8,R9,F6"),
+    (Flaw::CutsLongDelays, Dress::Hosted, "R12"),
     (Flaw::ForgetsAttempts, Dress::Own, "R1,R3,R4,R5"),
     (Flaw::CountsRetriesTwice, Dress::Own, "R1,R3,R4"),
     (Flaw::HoldsSlotsWhileBackingOff, Dress::Own, "R10"),
@@ -41,13 +44,19 @@ const BROKERS: &[(Flaw, Dress, &str)] = &[
     (Flaw::DropsAnnotations, Dress::Own, "R6,L1"),
     (Flaw::DropsWhatCannotBeDeadLettered, Dress::Own, "L3"),
     (Flaw::CutsErrorsSilently, Dress::Own, "L4"),
-    (Flaw::NeverExtends, Dress::Own, "E1,E2"),
-    (Flaw::KeepsLossesToItself, Dress::Own, "E3"),
+    (Flaw::MisreadsItsOwnDeadLetters, Dress::Own, "L10"),
+    (Flaw::NeverExtends, Dress::Own, "E1,E2,E5"),
+    (Flaw::KeepsLossesToItself, Dress::Own, "E3,E4"),
     (Flaw::CountsReleases, Dress::Own, "F3,O4"),
     (Flaw::ReversesBatches, Dress::Own, "O1,O3,O5"),
     (Flaw::KeepsNoOrder, Dress::Own, "O6,O7"),
     (Flaw::KeepsNoOrder, Dress::Hosted, "O1,O3,O6,O7"),
+    (Flaw::MixesKeys, Dress::Own, "D1,O2"),
     (Flaw::PollsOnAfterStop, Dress::Own, "F7"),
+    (Flaw::StopsLate, Dress::Own, "F7"),
+    (Flaw::ClosesOnStop, Dress::Own, "F2"),
+    (Flaw::LosesWhatItFetchedAhead, Dress::Own, "D9,F2,F5"),
+    (Flaw::MakesMissingQueues, Dress::Own, "D7,D10"),
 ];
 
 const STORES: &[(StoreFlaw, &str)] = &[
@@ -144,7 +153,13 @@ impl BrokerHarness for BrokenHarness {
     }
 
     async fn missing_queue(&self) -> anyhow::Result<BrokerHandle> {
-        self.sound.missing_queue().await
+        match self.flaw {
+            Some(flaw @ Flaw::MakesMissingQueues) => {
+                let made = InProcessBroker::new("nowhere");
+                Ok(Broken::over(made.into(), flaw))
+            }
+            _ => self.sound.missing_queue().await,
+        }
     }
 
     async fn store(&self) -> anyhow::Result<StoreHandle> {
