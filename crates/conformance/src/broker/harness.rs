@@ -114,6 +114,15 @@ pub enum Reach {
     Reachable,
 }
 
+/// Whether a harness can make something break off at a chosen moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruptions {
+    /// It has: so it must show.
+    Planned,
+    /// It cannot.
+    ByChance,
+}
+
 /// How a worker process is to treat repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerStore {
@@ -154,6 +163,18 @@ pub trait TestQueue: Send + Sync + 'static {
     ///
     /// When that cannot be done; the case fails.
     async fn reach_dead_letters(&self, reach: Reach) -> anyhow::Result<()>;
+
+    /// Makes the next `count` dead letters be interrupted behind their copies: these are in the dead-letter
+    /// queue, and the originals are delivered again. Says whether that can be done; by default it cannot.
+    /// Then nothing but chance makes a crash meet that moment.
+    ///
+    /// # Errors
+    ///
+    /// When that can be done, and fails; the case fails.
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        let _ = count;
+        Ok(Interruptions::ByChance)
+    }
 
     /// Makes the broker dead-letter the oldest message by its own delivery limit.
     ///

@@ -33,7 +33,7 @@
 //!
 //! [`BrokerHarness`] makes queues, each with a name and a dead-letter queue of its own, and gives a
 //! store; [`TestQueue`] connects to one, and does what a test may do to it: cut connections, restart
-//! the broker, take the dead-letter queue away, wear out the broker's own cap
+//! the broker, take the dead-letter queue away, break dead-lettering off, wear out the broker's own cap
 //! ([`receive_and_drop`] helps), and name the command of a worker process (see [`worker`]).
 //!
 //! All waits and leases are multiples of [`BrokerHarness::tick`]: 100 ms suits a server on a busy
@@ -69,7 +69,7 @@ use std::sync::Arc;
 
 use backstop_core::{Capabilities, DeliveryLease, OrderScope, Survival};
 
-pub use self::harness::{BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore};
+pub use self::harness::{BrokerHarness, Interruptions, QueueSpec, Reach, TestQueue, WorkerStore};
 
 use self::stage::Stage;
 pub use self::stage::receive_and_drop;

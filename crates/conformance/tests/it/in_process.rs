@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backstop_conformance::broker::{BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore};
+use backstop_conformance::broker::{
+    BrokerHarness, Interruptions, QueueSpec, Reach, TestQueue, WorkerStore,
+};
 use backstop_core::{
     BrokerHandle, InProcessBroker, InProcessStore, OrderedRetry, ReleaseCost, StoreHandle,
 };
@@ -130,6 +132,11 @@ impl TestQueue for Queue {
         };
         self.broker.faults().refuse_dead_letters(refusals);
         Ok(())
+    }
+
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        self.broker.faults().keep_originals(count);
+        Ok(Interruptions::Planned)
     }
 
     async fn exhaust_delivery_limit(&self) -> anyhow::Result<()> {

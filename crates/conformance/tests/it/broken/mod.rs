@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backstop_conformance::broker::{BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore, run};
+use backstop_conformance::broker::{
+    BrokerHarness, Interruptions, QueueSpec, Reach, TestQueue, WorkerStore, run,
+};
 use backstop_core::{BrokerHandle, InProcessBroker, StoreHandle};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
@@ -196,6 +198,10 @@ impl TestQueue for BrokenQueue {
 
     async fn reach_dead_letters(&self, reach: Reach) -> anyhow::Result<()> {
         self.sound.reach_dead_letters(reach).await
+    }
+
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        self.sound.interrupt_dead_lettering(count).await
     }
 
     async fn exhaust_delivery_limit(&self) -> anyhow::Result<()> {

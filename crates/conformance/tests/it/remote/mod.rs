@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backstop_conformance::broker::{
-    BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore, run, worker,
+    BrokerHarness, Interruptions, QueueSpec, Reach, TestQueue, WorkerStore, run, worker,
 };
 use backstop_core::{BrokerHandle, StoreHandle};
 use tokio::process::Command;
@@ -112,6 +112,10 @@ impl TestQueue for LentQueue {
 
     async fn reach_dead_letters(&self, reach: Reach) -> anyhow::Result<()> {
         self.sound.reach_dead_letters(reach).await
+    }
+
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        self.sound.interrupt_dead_lettering(count).await
     }
 
     async fn exhaust_delivery_limit(&self) -> anyhow::Result<()> {
