@@ -209,6 +209,9 @@ async fn interrupted_behind_the_copy(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// The alert is the count of settlements that the broker did not take, `backstop_settle_errors_total`, which
+/// is asked for here. Beside it the consumer logs an error for each: backstop-core's own tests ask for that,
+/// as it is the same whatever the broker is.
 async fn without_its_dead_letter_queue_the_original_is_kept(stage: Stage) -> Result<()> {
     let scene = stage.scene().await?;
     let journal = Journal::default();
