@@ -8,6 +8,11 @@ use backstop_core::{BrokerHandle, StoreHandle, SubscriptionOrder};
 use tokio::process::Command;
 
 /// Makes queues of one kind of broker, and a store beside them.
+///
+/// # Cancel safety
+///
+/// The suite drops a call only together with its case, which it does when a case hangs for 10 minutes:
+/// nothing is asked of what is left behind then.
 #[async_trait]
 pub trait BrokerHarness: Send + Sync + 'static {
     /// The broker and the store, for the report.
@@ -133,6 +138,10 @@ pub enum WorkerStore {
 }
 
 /// One queue of a test, and what can be done to it.
+///
+/// # Cancel safety
+///
+/// As [`BrokerHarness`].
 #[async_trait]
 pub trait TestQueue: Send + Sync + 'static {
     /// Connects as another process would.

@@ -81,6 +81,11 @@ use crate::runner::{self, Case, Selection};
 /// # Panics
 ///
 /// When the harness cannot make a queue.
+///
+/// # Cancel safety
+///
+/// Not cancel-safe: cases that are under way when a call is dropped go on until the runtime ends, and what
+/// they find is told to nobody.
 pub async fn run_all(harness: Arc<dyn BrokerHarness>) -> Report {
     run_selection(harness, &Selection::from_environment()).await
 }
@@ -90,6 +95,11 @@ pub async fn run_all(harness: Arc<dyn BrokerHarness>) -> Report {
 /// # Panics
 ///
 /// When the harness cannot make a queue.
+///
+/// # Cancel safety
+///
+/// Not cancel-safe: cases that are under way when a call is dropped go on until the runtime ends, and what
+/// they find is told to nobody.
 pub async fn run(harness: Arc<dyn BrokerHarness>, cases: &str) -> Report {
     run_selection(harness, &Selection::named(cases)).await
 }

@@ -387,6 +387,10 @@ pub(crate) async fn close(broker: &dyn Broker) {
 /// # Errors
 ///
 /// When the broker refuses, or nothing comes for 2 minutes.
+///
+/// # Cancel safety
+///
+/// Cancel-safe: losing what it receives is what it is for.
 pub async fn receive_and_drop(broker: &BrokerHandle) -> Result<()> {
     let options = SubscribeOptions {
         consumer: "conformance".into(),
