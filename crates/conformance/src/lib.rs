@@ -7,7 +7,8 @@
 //!
 //! [`broker::run_all`] is for adapters, [`store::run_all`] for stores. `BACKSTOP_CASE=R4` (or
 //! `R4,R5`, or `R` for a group) runs chosen cases only. Each case prints a line, and the report's
-//! [`Report::assert_passed`] ends a test.
+//! [`Report::assert_passed`] ends a test; where the broker cannot do everything, it is
+//! [`Report::assert_passed_but`], which names the cases that are left out.
 
 pub mod broker;
 mod report;

@@ -8,6 +8,11 @@ use backstop_core::{BrokerHandle, StoreHandle, SubscriptionOrder};
 use tokio::process::Command;
 
 /// Makes queues of one kind of broker, and a store beside them.
+///
+/// # Cancel safety
+///
+/// The suite drops a call only together with its case, which it does when a case hangs for 10 minutes:
+/// nothing is asked of what is left behind then.
 #[async_trait]
 pub trait BrokerHarness: Send + Sync + 'static {
     /// The broker and the store, for the report.
@@ -23,6 +28,13 @@ pub trait BrokerHarness: Send + Sync + 'static {
     /// How long to wait for what must not come.
     fn quiet(&self) -> Duration {
         self.tick() * 15
+    }
+
+    /// How much later than after `wait` something may come that is due then, or be over that is to be over
+    /// at once: how coarse the broker's times are, and what a busy machine adds. Generous by default; where
+    /// time is paused it is next to nothing, and only there a delay that is late by little is noticed.
+    fn tolerance(&self, wait: Duration) -> Duration {
+        wait / 4 + self.patience() / 4
     }
 
     /// Why this server, an emulator, cannot pass a case that its broker passes: the case is left out and
@@ -107,6 +119,15 @@ pub enum Reach {
     Reachable,
 }
 
+/// Whether a harness can make something break off at a chosen moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruptions {
+    /// It has: so it must show.
+    Planned,
+    /// It cannot.
+    ByChance,
+}
+
 /// How a worker process is to treat repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerStore {
@@ -117,6 +138,10 @@ pub enum WorkerStore {
 }
 
 /// One queue of a test, and what can be done to it.
+///
+/// # Cancel safety
+///
+/// As [`BrokerHarness`].
 #[async_trait]
 pub trait TestQueue: Send + Sync + 'static {
     /// Connects as another process would.
@@ -147,6 +172,18 @@ pub trait TestQueue: Send + Sync + 'static {
     ///
     /// When that cannot be done; the case fails.
     async fn reach_dead_letters(&self, reach: Reach) -> anyhow::Result<()>;
+
+    /// Makes the next `count` dead letters be interrupted behind their copies: these are in the dead-letter
+    /// queue, and the originals are delivered again. Says whether that can be done; by default it cannot.
+    /// Then nothing but chance makes a crash meet that moment.
+    ///
+    /// # Errors
+    ///
+    /// When that can be done, and fails; the case fails.
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        let _ = count;
+        Ok(Interruptions::ByChance)
+    }
 
     /// Makes the broker dead-letter the oldest message by its own delivery limit.
     ///

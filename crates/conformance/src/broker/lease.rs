@@ -9,7 +9,7 @@ use super::failing_store::{FailingStore, Health};
 use super::harness::QueueSpec;
 use super::journal::{Ending, Journal, Running, Start};
 use super::stage::{Door, Scene, Stage, id_of, messages};
-use super::watched::Watch;
+use super::watched::{Limits, Watch};
 use crate::runner::{Case, case};
 
 pub(super) fn cases() -> Vec<Case<Stage>> {
@@ -292,7 +292,11 @@ async fn renewal_stops_at_its_limit(stage: Stage) -> Result<()> {
     let limit = lease * 3;
     let scene = short_leased(&stage).await?;
     let (journal, watch) = (Journal::default(), Watch::default());
-    let broker = watch.limited(scene.queue.connect().await?, Some(limit));
+    let limits = Limits {
+        max_total: Some(limit),
+        ..Limits::default()
+    };
+    let broker = watch.limited(scene.queue.connect().await?, limits);
     let builder = scene.consumer_on(broker).idempotent_by_nature();
     let running = Running::start(&stage, builder, &journal, hang_once)?;
     scene.publish(messages(1)).await?;

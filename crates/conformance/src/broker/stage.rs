@@ -68,6 +68,17 @@ impl Stage {
         self.harness.store().await.context("opening the store")
     }
 
+    /// Makes sure that what was due after `wait` came not before that, and soon after it.
+    pub(crate) fn must_be_on_time(&self, what: &str, wait: Duration, took: Duration) -> Result<()> {
+        ensure!(took >= wait, "{what} after {wait:?} came after {took:?}");
+        let most = wait + self.harness.tolerance(wait);
+        ensure!(
+            took <= most,
+            "{what} after {wait:?} came after {took:?}, which is later than {most:?}"
+        );
+        Ok(())
+    }
+
     /// Waits for what must come.
     pub(crate) async fn must<T>(&self, what: &str, comes: impl Future<Output = T>) -> Result<T> {
         let patience = self.harness.patience();
@@ -376,6 +387,10 @@ pub(crate) async fn close(broker: &dyn Broker) {
 /// # Errors
 ///
 /// When the broker refuses, or nothing comes for 2 minutes.
+///
+/// # Cancel safety
+///
+/// Cancel-safe: losing what it receives is what it is for.
 pub async fn receive_and_drop(broker: &BrokerHandle) -> Result<()> {
     let options = SubscribeOptions {
         consumer: "conformance".into(),

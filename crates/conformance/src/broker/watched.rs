@@ -34,19 +34,28 @@ struct Seen {
     severed: bool,
 }
 
+/// What a watched broker declares instead of its own limits.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Limits {
+    /// Timed leases can be extended up to this in all.
+    pub(crate) max_total: Option<Duration>,
+    /// The longest delay of a retry.
+    pub(crate) max_delay: Option<Duration>,
+}
+
 impl Watch {
     /// A watched connection.
     pub(crate) fn over(&self, inner: BrokerHandle) -> BrokerHandle {
-        self.limited(inner, None)
+        self.limited(inner, Limits::default())
     }
 
-    /// A watched connection on which timed leases can be extended up to `max_total` in all.
-    pub(crate) fn limited(&self, inner: BrokerHandle, max_total: Option<Duration>) -> BrokerHandle {
+    /// A watched connection that declares these limits.
+    pub(crate) fn limited(&self, inner: BrokerHandle, limits: Limits) -> BrokerHandle {
         let watch = self.clone();
         Arc::new(Watched {
             inner,
             watch,
-            max_total,
+            limits,
         })
     }
 
@@ -93,7 +102,7 @@ impl Watch {
 struct Watched {
     inner: BrokerHandle,
     watch: Watch,
-    max_total: Option<Duration>,
+    limits: Limits,
 }
 
 #[async_trait]
@@ -105,10 +114,11 @@ impl Broker for Watched {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.inner.capabilities();
         if let (DeliveryLease::Timed { max_total }, Some(_)) =
-            (&mut capabilities.lease, self.max_total)
+            (&mut capabilities.lease, self.limits.max_total)
         {
-            *max_total = self.max_total;
+            *max_total = self.limits.max_total;
         }
+        capabilities.max_delay = self.limits.max_delay.or(capabilities.max_delay);
         capabilities
     }
 

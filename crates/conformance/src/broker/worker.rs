@@ -47,6 +47,10 @@ pub(super) const DUTY: &str = "BACKSTOP_WORKER";
 /// # Errors
 ///
 /// When the suite has not started this process, or the consumer ends by itself.
+///
+/// # Cancel safety
+///
+/// As [`Consumer::run`]: a dropped call abandons what its consumer holds.
 pub async fn serve(broker: impl Into<BrokerHandle>, store: Option<StoreHandle>) -> Result<()> {
     let duty = std::env::var(DUTY)
         .with_context(|| format!("{DUTY} is not set: the suite did not start this process"))?;

@@ -6,6 +6,11 @@ use async_trait::async_trait;
 use backstop_core::StoreHandle;
 
 /// Makes handles to one store.
+///
+/// # Cancel safety
+///
+/// The suite drops a call only together with its case, which it does when a case hangs for 10 minutes:
+/// nothing is asked of what is left behind then.
 #[async_trait]
 pub trait StoreHarness: Send + Sync + 'static {
     /// The store, for the report.

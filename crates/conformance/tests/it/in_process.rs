@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backstop_conformance::broker::{BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore};
+use backstop_conformance::broker::{
+    BrokerHarness, Interruptions, QueueSpec, Reach, TestQueue, WorkerStore,
+};
 use backstop_core::{
     BrokerHandle, InProcessBroker, InProcessStore, OrderedRetry, ReleaseCost, StoreHandle,
 };
@@ -20,16 +22,25 @@ pub(crate) enum Dress {
     Hosted,
 }
 
+/// By which clock a test waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Time {
+    /// By tokio's paused one: nothing is late.
+    Paused,
+    /// By that of a machine that may be busy.
+    Real,
+}
+
 pub(crate) struct InProcess {
-    pub(crate) dress: Dress,
-    pub(crate) tick: Duration,
-    pub(crate) store: StoreHandle,
+    dress: Dress,
+    time: Time,
+    store: StoreHandle,
 }
 
 impl InProcess {
-    pub(crate) fn new(dress: Dress, tick: Duration) -> Self {
+    pub(crate) fn new(dress: Dress, time: Time) -> Self {
         let store = InProcessStore::new().into();
-        Self { dress, tick, store }
+        Self { dress, time, store }
     }
 }
 
@@ -67,11 +78,22 @@ impl BrokerHarness for InProcess {
     }
 
     fn tick(&self) -> Duration {
-        self.tick
+        Duration::from_millis(match self.time {
+            Time::Paused => 20,
+            Time::Real => 100,
+        })
     }
 
     fn patience(&self) -> Duration {
         Duration::from_mins(1)
+    }
+
+    fn tolerance(&self, wait: Duration) -> Duration {
+        match self.time {
+            // Tokio's timers count milliseconds.
+            Time::Paused => Duration::from_millis(5),
+            Time::Real => wait / 4 + self.patience() / 4,
+        }
     }
 
     async fn queue(&self, spec: QueueSpec) -> anyhow::Result<Arc<dyn TestQueue>> {
@@ -110,6 +132,11 @@ impl TestQueue for Queue {
         };
         self.broker.faults().refuse_dead_letters(refusals);
         Ok(())
+    }
+
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        self.broker.faults().keep_originals(count);
+        Ok(Interruptions::Planned)
     }
 
     async fn exhaust_delivery_limit(&self) -> anyhow::Result<()> {

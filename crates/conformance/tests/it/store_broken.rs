@@ -8,10 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use backstop_conformance::store::run;
 use backstop_core::{
-    Attempt, Claim, ClaimRequest, Fence, Finding, IdempotencyKey, IdempotencyStore, InProcessStore,
-    OwnerId, Ownership, ReleaseKind, StoreError, StoreHandle, Survival, Ticket,
+    Attempt, Claim, ClaimRequest, Fence, Finding, Fingerprint, IdempotencyKey, IdempotencyStore,
+    InProcessStore, OwnerId, Ownership, ReleaseKind, StoreError, StoreHandle, Survival, Ticket,
 };
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::store::One;
 
@@ -58,6 +59,20 @@ enum Flaw {
     KeepsForEver,
     /// Forgetting is not done.
     ForgetsNothing,
+    /// A redrive makes a completed key free.
+    RedrivesCompleted,
+    /// No fingerprint is a fingerprint like any other.
+    MissesFingerprints,
+    /// A claim that has ended may end otherwise.
+    EndsTwice,
+    /// Anybody may use a claim's fence.
+    IgnoresOwners,
+    /// What comes after the deadline is refused, also when nobody has taken over.
+    RefusesLateCalls,
+    /// A lease that holds has nothing left.
+    TellsNoRest,
+    /// A key that stands in a batch again gets the first answer again.
+    AnswersAKeyOnceABatch,
 }
 
 struct Broken {
@@ -65,7 +80,10 @@ struct Broken {
     inner: InProcessStore,
     /// Who claimed a key last, with which fence.
     last: Mutex<HashMap<IdempotencyKey, (OwnerId, Fence)>>,
+    /// Until when claims last.
+    deadlines: Mutex<HashMap<IdempotencyKey, Instant>>,
     completed: Mutex<HashSet<Ticket>>,
+    ended: Mutex<HashSet<Ticket>>,
     calls: AtomicU64,
 }
 
@@ -75,7 +93,9 @@ impl Broken {
             flaw,
             inner: InProcessStore::new(),
             last: Mutex::default(),
+            deadlines: Mutex::default(),
             completed: Mutex::default(),
+            ended: Mutex::default(),
             calls: AtomicU64::default(),
         })
     }
@@ -97,7 +117,10 @@ impl Broken {
     fn ticket(&self, ticket: &Ticket, is_unfenced: bool) -> Ticket {
         let key = self.key(&ticket.key);
         let last = self.last.lock();
-        let current = last.get(&key).filter(|_| is_unfenced).cloned();
+        let may_take = |(_, fence): &&(OwnerId, Fence)| {
+            is_unfenced || self.has(Flaw::IgnoresOwners) && *fence == ticket.fence
+        };
+        let current = last.get(&key).filter(may_take).cloned();
         let (owner, fence) = current.unwrap_or((ticket.owner.clone(), ticket.fence));
         Ticket { key, owner, fence }
     }
@@ -111,6 +134,9 @@ impl Broken {
             Flaw::IgnoresRedrives => request.redrives = 0,
             Flaw::IgnoresBrokersCount => request.attempts_used = 0,
             Flaw::IgnoresNonce => request.nonce = self.calls.fetch_add(1, Ordering::Relaxed),
+            Flaw::MissesFingerprints => {
+                request.fingerprint = request.fingerprint.or(Some(Fingerprint(7)));
+            }
             _ => {}
         }
         request
@@ -133,11 +159,21 @@ impl Broken {
                 };
                 claim = self.ask(&redriven).await?;
             }
+            (Flaw::RedrivesCompleted, Claim::Completed) if request.redrives > 0 => {
+                self.inner.forget(std::slice::from_ref(&request.key)).await;
+                claim = self.ask(&request).await?;
+            }
+            (Flaw::TellsNoRest, Claim::InProgress { .. }) => {
+                let remaining = Duration::ZERO;
+                claim = Claim::InProgress { remaining };
+            }
             _ => {}
         }
         if let Claim::Acquired { fence, .. } = claim {
             let mut last = self.last.lock();
             last.insert(request.key.clone(), (request.owner.clone(), fence));
+            let deadline = Instant::now() + request.lease;
+            self.deadlines.lock().insert(request.key.clone(), deadline);
         }
         Ok(claim)
     }
@@ -148,6 +184,32 @@ impl Broken {
             .await
             .pop()
             .expect("one answer to one request")
+    }
+
+    /// What the flaw makes of the answers to calls that end or renew claims.
+    fn own<'a>(
+        &self,
+        tickets: impl IntoIterator<Item = &'a Ticket>,
+        mut answers: Answers<Ownership>,
+        ends: bool,
+    ) -> Answers<Ownership> {
+        for (ticket, answer) in tickets.into_iter().zip(&mut answers) {
+            let is_late = || {
+                let deadlines = self.deadlines.lock();
+                deadlines
+                    .get(&ticket.key)
+                    .is_some_and(|at| Instant::now() >= *at)
+            };
+            match self.flaw {
+                Flaw::RefusesLateCalls if is_late() => *answer = Ok(Ownership::Fenced),
+                Flaw::EndsTwice if self.ended.lock().contains(ticket) => {
+                    *answer = Ok(Ownership::Held);
+                }
+                Flaw::EndsTwice if ends => drop(self.ended.lock().insert(ticket.clone())),
+                _ => {}
+            }
+        }
+        self.order(answers)
     }
 
     fn order<T>(&self, mut answers: Vec<T>) -> Vec<T> {
@@ -172,8 +234,16 @@ impl IdempotencyStore for Broken {
 
     async fn claim(&self, requests: &[ClaimRequest]) -> Answers<Claim> {
         let mut answers = Vec::new();
+        let mut seen = HashMap::new();
         for request in requests {
-            answers.push(self.claim_one(request).await);
+            let answer = match seen.get(&request.key) {
+                Some(first) if self.has(Flaw::AnswersAKeyOnceABatch) => Ok(*first),
+                _ => self.claim_one(request).await,
+            };
+            if let Ok(claim) = answer {
+                seen.insert(request.key.clone(), claim);
+            }
+            answers.push(answer);
         }
         self.order(answers)
     }
@@ -183,11 +253,12 @@ impl IdempotencyStore for Broken {
             return tickets.iter().map(|_| Ok(Ownership::Held)).collect();
         }
         let is_unfenced = self.has(Flaw::RenewsUnfenced);
-        let tickets: Vec<_> = tickets
+        let altered: Vec<_> = tickets
             .iter()
             .map(|ticket| self.ticket(ticket, is_unfenced))
             .collect();
-        self.order(self.inner.renew(&tickets, lease).await)
+        let answers = self.inner.renew(&altered, lease).await;
+        self.own(tickets, answers, false)
     }
 
     async fn complete(&self, tickets: &[Ticket], retention: Duration) -> Answers<Ownership> {
@@ -208,7 +279,7 @@ impl IdempotencyStore for Broken {
                 }
             }
         }
-        self.order(answers)
+        self.own(tickets, answers, true)
     }
 
     async fn release(
@@ -236,7 +307,7 @@ impl IdempotencyStore for Broken {
                 .collect();
             self.inner.forget(&keys).await;
         }
-        self.order(answers)
+        self.own(tickets.iter().map(|(ticket, _)| ticket), answers, true)
     }
 
     async fn forget(&self, keys: &[IdempotencyKey]) -> Answers<()> {
@@ -274,6 +345,13 @@ async fn every_broken_store_fails_the_case_that_names_its_flaw() {
         (Flaw::IgnoresCase, "S26"),
         (Flaw::KeepsForEver, "S20"),
         (Flaw::ForgetsNothing, "S12"),
+        (Flaw::RedrivesCompleted, "S6"),
+        (Flaw::MissesFingerprints, "S10"),
+        (Flaw::EndsTwice, "S14"),
+        (Flaw::IgnoresOwners, "S16"),
+        (Flaw::RefusesLateCalls, "S19"),
+        (Flaw::TellsNoRest, "S21"),
+        (Flaw::AnswersAKeyOnceABatch, "S23"),
     ];
     for (flaw, case) in flaws {
         let harness = One {

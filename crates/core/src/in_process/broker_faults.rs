@@ -96,6 +96,7 @@ struct Plan {
     acks_to_lose: u32,
     answers_to_lose: u32,
     deliveries_to_repeat: u32,
+    originals_to_keep: u32,
     settle_delay: Duration,
     hook: Option<Arc<Hook>>,
 }
@@ -156,6 +157,12 @@ impl BrokerFaults {
     /// Repeats messages: each delivery brings one more copy into the queue, behind its original.
     pub fn repeat_deliveries(&self, n: u32) {
         self.plan(|plan| plan.deliveries_to_repeat = n);
+    }
+
+    /// Keeps the originals of dead letters: their copies are in the dead-letter queue, and they are
+    /// delivered again, as after a crash between the two steps of a broker that has no transaction for them.
+    pub fn keep_originals(&self, n: u32) {
+        self.plan(|plan| plan.originals_to_keep = n);
     }
 
     /// Makes every call to settle take this long, until told otherwise.
@@ -232,6 +239,12 @@ impl BrokerFaults {
             Some(n as usize)
         });
         repeats.unwrap_or(0)
+    }
+
+    /// Whether the original of a dead letter is kept.
+    pub(super) fn keeps_original(&self) -> bool {
+        let kept = self.planned(|plan| Some(take(&mut plan.originals_to_keep)));
+        kept.unwrap_or(false)
     }
 
     pub(super) fn settle_delay(&self) -> Duration {

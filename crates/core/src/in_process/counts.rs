@@ -18,7 +18,8 @@ pub struct QueueCounts {
     pub dead: usize,
     /// Messages published.
     pub published: u64,
-    /// Copies made by [`BrokerFaults::repeat_deliveries`](crate::BrokerFaults::repeat_deliveries).
+    /// Copies made by [`BrokerFaults::repeat_deliveries`](crate::BrokerFaults::repeat_deliveries) and
+    /// [`BrokerFaults::keep_originals`](crate::BrokerFaults::keep_originals).
     pub repeated: u64,
     /// Deliveries.
     pub delivered: u64,

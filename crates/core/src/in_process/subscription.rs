@@ -160,6 +160,9 @@ impl InProcessSubscription {
                 if let Err(error) = self.check_dead_letter_queue() {
                     return Err(kept(settlement, error));
                 }
+                if self.shared().faults.keeps_original() {
+                    queue.repeat(lease, now);
+                }
                 queue.dead_letter(lease, (**letter).clone(), now)
             }
         };

@@ -173,6 +173,11 @@ pub trait Broker: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the broker cannot be asked, or the queue does not exist.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: it changes nothing, but that an adapter which was told to declare its queues may have
+    /// declared some.
     async fn inspect(&self, options: &SubscribeOptions) -> Result<Vec<Finding>, BrokerError>;
 
     /// Starts receiving.
@@ -180,6 +185,11 @@ pub trait Broker: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the queue does not exist, or the broker cannot keep the order that is asked for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: a dropped call leaves no subscription behind, and what the broker may have sent to it
+    /// is delivered again. A consumer drops it when it is told to shut down.
     async fn subscribe(
         &self,
         options: &SubscribeOptions,
@@ -188,9 +198,16 @@ pub trait Broker: Send + Sync + 'static {
     /// Publishes; each answer says that the broker has the message safely, or why not. Answers
     /// stand at the positions of their messages.
     ///
+    /// # Errors
+    ///
+    /// Each message has its own. After a permanent one (a body that is too large, a delay that is too
+    /// long, no queue to go to) the message was not published. After a transient one it may have been: it
+    /// is published again with the same id, and a consumer with a store absorbs the repeat.
+    ///
     /// # Cancel safety
     ///
-    /// A dropped call may have published some of the messages.
+    /// Not cancel-safe in effect: a dropped call may have published some of the messages, as after a
+    /// transient error.
     async fn publish(&self, messages: &[Outgoing]) -> Vec<Result<(), BrokerError>>;
 
     /// The queue's dead-letter queue.
@@ -198,9 +215,18 @@ pub trait Broker: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the queue has none, or the broker cannot be asked.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe, as [`Broker::inspect`] is.
     async fn dead_letters(&self) -> Result<Box<dyn DeadLetterQueue>, BrokerError>;
 
     /// Closes connections. Subscriptions end too; what they have not settled is delivered again.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may leave connections open. Nothing is lost: what is not settled is delivered again
+    /// when its connection or its lease ends.
     async fn close(&self);
 }
 
@@ -244,13 +270,34 @@ pub trait Subscription: Send + Sync + 'static {
     async fn settle(&self, batch: Vec<Settlement>) -> Vec<Result<(), SettleError>>;
 
     /// Extends leases by the broker's usual time. Answers stand at the positions of the leases.
+    ///
+    /// # Errors
+    ///
+    /// Each lease has its own; it may have been extended all the same, and counts as ours only for as long
+    /// as it was known to last. A lease that is not ours any more is no error, but [`LeaseState::Lost`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: a dropped call may have extended some, which run out by themselves. A consumer drops
+    /// it when the broker does not answer in time to ask again.
     async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>>;
 
     /// Stops receiving. What was received can still be settled until [`Subscription::close`];
     /// a `receive` under way ends soon.
+    ///
+    /// # Cancel safety
+    ///
+    /// Receiving has stopped when a call is dropped that was polled once. What the broker had sent ahead
+    /// may not have been given back by then: it is delivered again when the subscription or its lease
+    /// ends. A consumer drops it when it takes too long.
     async fn stop(&self);
 
     /// Flushes settlements and ends. What is unsettled is delivered again.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped call may not have flushed or given back everything: the rest is delivered again when its
+    /// connection or its lease ends. A consumer drops it when it takes too long.
     async fn close(&self);
 }
 
@@ -271,6 +318,10 @@ pub trait DeadLetterQueue: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the broker cannot be asked.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: it changes nothing.
     async fn depth(&self) -> Result<u64, BrokerError>;
 
     /// Reads up to `max` of its oldest messages and leaves them there.
@@ -278,5 +329,10 @@ pub trait DeadLetterQueue: Send + Sync + 'static {
     /// # Errors
     ///
     /// When the broker cannot be asked.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: nothing is lost. Where a broker shows a message only by handing it out, what a dropped
+    /// call has looked at is there again a while later.
     async fn browse(&self, max: NonZeroUsize) -> Result<Vec<DeadLetterRecord>, BrokerError>;
 }

@@ -196,12 +196,27 @@ pub trait IdempotencyStore: Send + Sync + 'static {
 
     /// Claims keys.
     ///
+    /// # Errors
+    ///
+    /// Each request has its own. Asked for again with the same owner and nonce, a claim that was made all
+    /// the same is given again.
+    ///
     /// # Cancel safety
     ///
     /// Not cancel-safe in effect: a dropped call may have claimed; its lease runs out.
     async fn claim(&self, requests: &[ClaimRequest]) -> Vec<Result<Claim, StoreError>>;
 
     /// Makes claims last `lease` from now, by the store's clock.
+    ///
+    /// # Errors
+    ///
+    /// Each ticket has its own; the claim may have been renewed all the same. An owner that was overtaken
+    /// gets no error, but [`Ownership::Fenced`]; so do the calls below.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: a dropped call may have renewed some, which run out by themselves. A consumer drops it
+    /// when the store does not answer in time to ask again.
     async fn renew(
         &self,
         tickets: &[Ticket],
@@ -209,6 +224,15 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     ) -> Vec<Result<Ownership, StoreError>>;
 
     /// Records that handling succeeded, for `retention` from now.
+    ///
+    /// # Errors
+    ///
+    /// Each ticket has its own; the success may have been recorded all the same, and is asked for again.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel-safe in effect: a dropped call may have recorded some. Asked for again, it gives the same
+    /// answer.
     async fn complete(
         &self,
         tickets: &[Ticket],
@@ -216,6 +240,16 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     ) -> Vec<Result<Ownership, StoreError>>;
 
     /// Gives claims up.
+    ///
+    /// # Errors
+    ///
+    /// Each ticket has its own; the claim may have been given up all the same, and counts once, however
+    /// often that is asked for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel-safe in effect: a dropped call may have given some up. Asked for again, it gives the same
+    /// answer; not asked for again, the claim runs out.
     async fn release(
         &self,
         tickets: &[(Ticket, ReleaseKind)],
@@ -223,5 +257,13 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     ) -> Vec<Result<Ownership, StoreError>>;
 
     /// Forgets records, whatever their state; for operators.
+    ///
+    /// # Errors
+    ///
+    /// Each key has its own; its record may have been forgotten all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Not cancel-safe in effect: a dropped call may have forgotten some. It can be asked for again.
     async fn forget(&self, keys: &[IdempotencyKey]) -> Vec<Result<(), StoreError>>;
 }

@@ -156,8 +156,11 @@ async fn x4_the_repeat_of_a_message_whose_ack_was_lost_is_absorbed() -> Result<(
     ledger.must_have_once(&ids)
 }
 
+/// What was handled and could not be recorded before its claim ran out is handled again, under a higher
+/// fence.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn x5_a_restart_of_the_store_under_load_loses_nothing_and_repeats_nothing() -> Result<()> {
+async fn x5_a_restart_of_the_store_loses_nothing_and_repeats_nothing_under_one_fence() -> Result<()>
+{
     let (world, ledger) = (World::new().await?, Ledger::default());
     let redis = start_redis(&[]).await?;
     let store = RedisStore::connect(redis.url()).await?;

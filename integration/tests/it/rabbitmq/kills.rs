@@ -143,15 +143,26 @@ impl Drop for Victim {
     }
 }
 
-/// The test above starts this one in processes of its own. By itself it has no queue, and ends.
+/// The test above starts this one in processes of its own. By itself it has nothing to consume, and says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_victim_consumes() -> Result<()> {
-    let (Ok(broker), Ok(store)) = (std::env::var(BROKER), std::env::var(STORE)) else {
-        assert!(std::env::var(BROKER).is_err(), "a queue without a store");
+    if std::env::var(BROKER).is_err() {
+        let error = duty().unwrap_err();
+        assert!(error.to_string().contains(BROKER), "{error}");
         return Ok(());
-    };
+    }
+    let (broker, store) = duty()?;
     let store: StoreHandle = RedisStore::connect(&store).await?.into();
     consume(builder(RabbitMq::open(&broker)?, store)).await
+}
+
+/// What a victim consumes from, and its store.
+pub(crate) fn duty() -> Result<(String, String)> {
+    let of = |name| {
+        let value = std::env::var(name);
+        value.with_context(|| format!("{name} is not set: no test has started this process"))
+    };
+    Ok((of(BROKER)?, of(STORE)?))
 }
 
 /// Consumes until it is killed, and says what it does.

@@ -209,11 +209,12 @@ async fn looking_at_dead_letters_leaves_them_there() {
     publish_numbers(&letters, 3, 1).await;
     let dead = broker.dead_letters().await.unwrap();
     // What was given back is there again a moment later.
+    let all = NonZeroUsize::new(9).unwrap();
     for _ in 0..30 {
-        let mut seen = Vec::new();
-        while seen.len() < 3 {
-            seen = dead.browse(NonZeroUsize::new(9).unwrap()).await.unwrap();
-        }
+        let three_are_seen = async { while dead.browse(all).await.unwrap().len() < 3 {} };
+        tokio::time::timeout(PATIENCE, three_are_seen)
+            .await
+            .unwrap();
     }
     let is_whole = async {
         while dead.depth().await.unwrap() != 3 {

@@ -13,7 +13,8 @@ use super::harness::{Harness, WORKER_BROKER, WORKER_STORE};
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn rabbitmq_passes_the_brokers_suite() {
     let harness = Harness::start(Plugins::ConsistentHash).await.unwrap();
-    run_all(Arc::new(harness)).await.assert_passed();
+    // Deliveries are held by their connection: there is no renewal whose end E4 could be about.
+    run_all(Arc::new(harness)).await.assert_passed_but(&["E4"]);
 }
 
 /// The suite starts this test in processes of its own. By itself it has nothing to serve, and says so.

@@ -85,6 +85,10 @@ impl Harness {
         self.store_url
     }
 
+    pub(crate) const fn is_localstack(&self) -> bool {
+        self.is_localstack
+    }
+
     pub(crate) async fn make(&self, spec: QueueSpec) -> Result<Queue> {
         let kind = match spec.order {
             SubscriptionOrder::Unordered => SqsKind::Standard,
@@ -175,6 +179,11 @@ impl BrokerHarness for Harness {
 
     fn patience(&self) -> Duration {
         Duration::from_mins(1)
+    }
+
+    /// SQS counts in seconds, and LocalStack may hand a message up to nobody for a lease, which is 30 s here.
+    fn tolerance(&self, wait: Duration) -> Duration {
+        wait / 4 + Duration::from_secs(45)
     }
 
     /// SQS hands nothing out of a group while one of its messages is in flight, also while a failed one

@@ -3,13 +3,14 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use backstop_core::{
     Broker, BrokerError, BrokerErrorKind, BrokerHandle, Capabilities, DeadLetter, DeadLetterQueue,
-    DeadLetterRecord, Delivery, Finding, Headers, LeaseId, LeaseState, Outgoing, Receipt,
-    SettleError, Settlement, SubscribeOptions, Subscription, SubscriptionOrder, Verdict,
+    DeadLetterReason, DeadLetterRecord, Delivery, Finding, Headers, LeaseId, LeaseState, Outgoing,
+    Receipt, SettleError, Settlement, SubscribeOptions, Subscription, SubscriptionOrder, Survival,
+    Verdict,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -33,7 +34,11 @@ pub(crate) enum Flaw {
     LosesWhatIsCancelled,
     GivesMoreThanAsked,
     RetriesEarly,
+    RetriesLate,
     LosesRetries,
+    DeadLettersRetries,
+    /// Instead of refusing them.
+    CutsLongDelays,
     ForgetsAttempts,
     CountsRetriesTwice,
     HoldsSlotsWhileBackingOff,
@@ -44,12 +49,22 @@ pub(crate) enum Flaw {
     DropsAnnotations,
     DropsWhatCannotBeDeadLettered,
     CutsErrorsSilently,
+    MisreadsItsOwnDeadLetters,
     NeverExtends,
     KeepsLossesToItself,
     CountsReleases,
     ReversesBatches,
     KeepsNoOrder,
+    /// Has one partition key for all.
+    MixesKeys,
     PollsOnAfterStop,
+    StopsLate,
+    /// What it holds is delivered again.
+    ClosesOnStop,
+    /// Fetches more than it is asked for, and settles the rest when it is closed.
+    LosesWhatItFetchedAhead,
+    /// And says that its queues outlive its process.
+    MakesMissingQueues,
 }
 
 /// A broker with a flaw.
@@ -76,7 +91,11 @@ impl Broker for Broken {
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.sound.capabilities()
+        let mut capabilities = self.sound.capabilities();
+        if self.flaw == Flaw::MakesMissingQueues {
+            capabilities.survival = Survival::Durable;
+        }
+        capabilities
     }
 
     async fn inspect(&self, options: &SubscribeOptions) -> Result<Vec<Finding>, BrokerError> {
@@ -95,6 +114,7 @@ impl Broker for Broken {
             sound: self.sound.subscribe(&options).await?,
             flaw: self.flaw,
             held: Mutex::default(),
+            ahead: Mutex::default(),
             longest: Mutex::new(Instant::now()),
         }))
     }
@@ -115,6 +135,10 @@ impl Broker for Broken {
                 Flaw::AltersBodies => {
                     let message = Arc::make_mut(&mut outgoing.message);
                     message.body = altered(&message.body);
+                }
+                Flaw::CutsLongDelays => {
+                    let longest = self.capabilities().max_publication_delay;
+                    outgoing.delay = outgoing.delay.min(longest.unwrap_or(Duration::MAX));
                 }
                 _ => {}
             }
@@ -146,18 +170,22 @@ struct BrokenSubscription {
     sound: Box<dyn Subscription>,
     flaw: Flaw,
     held: Mutex<Vec<Settlement>>,
+    ahead: Mutex<Vec<Delivery>>,
     longest: Mutex<Instant>,
 }
 
 #[async_trait]
 impl Subscription for BrokenSubscription {
     async fn receive(&self, max: NonZeroUsize) -> Result<Vec<Delivery>, BrokerError> {
-        let max = match self.flaw {
-            Flaw::GivesMoreThanAsked => max.saturating_add(3),
+        let asked = match self.flaw {
+            Flaw::GivesMoreThanAsked | Flaw::LosesWhatItFetchedAhead => max.saturating_add(3),
             _ => max,
         };
+        if let Some(ahead) = self.ahead.lock().pop() {
+            return Ok(vec![ahead]);
+        }
         let mut received = loop {
-            match self.sound.receive(max).await {
+            match self.sound.receive(asked).await {
                 Err(error)
                     if self.flaw == Flaw::PollsOnAfterStop
                         && error.kind() == BrokerErrorKind::Closed =>
@@ -171,6 +199,10 @@ impl Subscription for BrokenSubscription {
             Flaw::LosesWhatIsCancelled => tokio::time::sleep(Duration::from_millis(1)).await,
             Flaw::ReversesBatches => received.reverse(),
             Flaw::AcksOnReceipt => received = self.ack(received).await,
+            Flaw::LosesWhatItFetchedAhead => {
+                let keep = max.get().min(received.len());
+                self.ahead.lock().extend(received.split_off(keep));
+            }
             _ => {}
         }
         for delivery in &mut received {
@@ -178,6 +210,9 @@ impl Subscription for BrokenSubscription {
                 Flaw::ForgetsAttempts => delivery.attempts_used = 0,
                 Flaw::DropsHeadersOnRetry if delivery.attempts_used > 0 => {
                     Arc::make_mut(&mut delivery.message).headers = Headers::new();
+                }
+                Flaw::MixesKeys => {
+                    Arc::make_mut(&mut delivery.message).partition_key = Some("key".into());
                 }
                 _ => {}
             }
@@ -207,12 +242,18 @@ impl Subscription for BrokenSubscription {
     }
 
     async fn stop(&self) {
-        if self.flaw != Flaw::PollsOnAfterStop {
-            self.sound.stop().await;
+        match self.flaw {
+            Flaw::PollsOnAfterStop => return,
+            Flaw::StopsLate => tokio::time::sleep(Duration::from_secs(1)).await,
+            Flaw::ClosesOnStop => self.sound.close().await,
+            _ => {}
         }
+        self.sound.stop().await;
     }
 
     async fn close(&self) {
+        let ahead = std::mem::take(&mut *self.ahead.lock());
+        self.ack(ahead).await;
         self.sound.close().await;
     }
 }
@@ -251,6 +292,7 @@ impl BrokenSubscription {
                 return Ok(());
             }
             (Flaw::RetriesEarly, Verdict::Retry { after, .. }) => *after = after.mul_f64(0.8),
+            (Flaw::RetriesLate, Verdict::Retry { after, .. }) => *after = after.mul_f64(1.25),
             (Flaw::LosesRetries, verdict @ Verdict::Retry { .. })
             | (Flaw::LosesDeadLetters, verdict @ Verdict::DeadLetter(_)) => {
                 *verdict = Verdict::Complete;
@@ -276,15 +318,9 @@ impl BrokenSubscription {
                     attempts_used,
                 };
             }
-            (Flaw::DropsAnnotations, Verdict::DeadLetter(letter)) => {
-                **letter = DeadLetter {
-                    reason: backstop_core::DeadLetterReason::Other,
-                    error: String::new(),
-                    attempts: 0,
-                    origin: String::new(),
-                    consumer: String::new(),
-                    ..**letter
-                };
+            (Flaw::DropsAnnotations, Verdict::DeadLetter(letter)) => **letter = blank(),
+            (Flaw::DeadLettersRetries, verdict @ Verdict::Retry { .. }) => {
+                *verdict = Verdict::DeadLetter(Box::new(blank()));
             }
             (Flaw::CutsErrorsSilently, Verdict::DeadLetter(letter)) => {
                 letter.error.truncate(letter.error.floor_char_boundary(100));
@@ -309,6 +345,18 @@ impl BrokenSubscription {
     }
 }
 
+/// Annotations that say nothing.
+fn blank() -> DeadLetter {
+    DeadLetter {
+        reason: DeadLetterReason::Other,
+        error: String::new(),
+        attempts: 0,
+        origin: String::new(),
+        consumer: String::new(),
+        at: SystemTime::now(),
+    }
+}
+
 struct BrokenDeadLetters {
     sound: Box<dyn DeadLetterQueue>,
     flaw: Flaw,
@@ -328,6 +376,14 @@ impl DeadLetterQueue for BrokenDeadLetters {
         let mut records = self.sound.browse(max).await?;
         if self.flaw == Flaw::RepeatsDeadLetters {
             records.extend_from_within(..);
+        }
+        for record in &mut records {
+            let letter = &mut record.dead_letter;
+            if self.flaw == Flaw::MisreadsItsOwnDeadLetters
+                && letter.reason == DeadLetterReason::BrokerLimit
+            {
+                *letter = blank();
+            }
         }
         Ok(records)
     }

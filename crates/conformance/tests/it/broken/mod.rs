@@ -7,18 +7,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backstop_conformance::broker::{BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore, run};
-use backstop_core::{BrokerHandle, StoreHandle};
+use backstop_conformance::broker::{
+    BrokerHarness, Interruptions, QueueSpec, Reach, TestQueue, WorkerStore, run,
+};
+use backstop_core::{BrokerHandle, InProcessBroker, StoreHandle};
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 use self::brokers::{Broken, Flaw};
 use self::stores::{BrokenStore, StoreFlaw};
-use crate::in_process::{Dress, InProcess};
+use crate::in_process::{Dress, InProcess, Time};
 
 /// What is broken, in which dress the rest comes, and the cases that must notice.
 const BROKERS: &[(Flaw, Dress, &str)] = &[
-    (Flaw::DropsAcks, Dress::Own, "D1,D4,F4"),
+    (Flaw::DropsAcks, Dress::Own, "D1,D4,F4,I8"),
     (Flaw::NeverAnswersCompletions, Dress::Own, "D1,R3"),
     (Flaw::LosesLastAcks, Dress::Own, "F4"),
     (Flaw::AcksOnReceipt, Dress::Own, "D5,D9,L2"),
@@ -30,7 +32,10 @@ const BROKERS: &[(Flaw, Dress, &str)] = &[
     (Flaw::LosesWhatIsCancelled, Dress::Own, "D8"),
     (Flaw::GivesMoreThanAsked, Dress::Own, "D9,F1"),
     (Flaw::RetriesEarly, Dress::Own, "R1,R2"),
-    (Flaw::LosesRetries, Dress::Own, "R1,R3,R13"),
+    (Flaw::RetriesLate, Dress::Own, "R1,R2,R11"),
+    (Flaw::LosesRetries, Dress::Own, "R1,R3,R8,R9,R13"),
+    (Flaw::DeadLettersRetries, Dress::Own, "R1,R3,R8,R9,F6"),
+    (Flaw::CutsLongDelays, Dress::Hosted, "R12"),
     (Flaw::ForgetsAttempts, Dress::Own, "R1,R3,R4,R5"),
     (Flaw::CountsRetriesTwice, Dress::Own, "R1,R3,R4"),
     (Flaw::HoldsSlotsWhileBackingOff, Dress::Own, "R10"),
@@ -41,13 +46,19 @@ const BROKERS: &[(Flaw, Dress, &str)] = &[
     (Flaw::DropsAnnotations, Dress::Own, "R6,L1"),
     (Flaw::DropsWhatCannotBeDeadLettered, Dress::Own, "L3"),
     (Flaw::CutsErrorsSilently, Dress::Own, "L4"),
-    (Flaw::NeverExtends, Dress::Own, "E1,E2"),
-    (Flaw::KeepsLossesToItself, Dress::Own, "E3"),
+    (Flaw::MisreadsItsOwnDeadLetters, Dress::Own, "L10"),
+    (Flaw::NeverExtends, Dress::Own, "E1,E2,E5"),
+    (Flaw::KeepsLossesToItself, Dress::Own, "E3,E4"),
     (Flaw::CountsReleases, Dress::Own, "F3,O4"),
     (Flaw::ReversesBatches, Dress::Own, "O1,O3,O5"),
     (Flaw::KeepsNoOrder, Dress::Own, "O6,O7"),
     (Flaw::KeepsNoOrder, Dress::Hosted, "O1,O3,O6,O7"),
+    (Flaw::MixesKeys, Dress::Own, "D1,O2"),
     (Flaw::PollsOnAfterStop, Dress::Own, "F7"),
+    (Flaw::StopsLate, Dress::Own, "F7"),
+    (Flaw::ClosesOnStop, Dress::Own, "F2"),
+    (Flaw::LosesWhatItFetchedAhead, Dress::Own, "D9,F2,F5"),
+    (Flaw::MakesMissingQueues, Dress::Own, "D7,D10"),
 ];
 
 const STORES: &[(StoreFlaw, &str)] = &[
@@ -68,7 +79,7 @@ async fn every_broken_broker_makes_its_cases_fail() {
     let mut unnoticed = Vec::new();
     for (flaw, dress, cases) in BROKERS {
         let harness = BrokenHarness {
-            sound: InProcess::new(*dress, TICK),
+            sound: InProcess::new(*dress, Time::Paused),
             flaw: Some(*flaw),
             store_flaw: None,
             only_queue: OnceCell::new(),
@@ -84,7 +95,7 @@ async fn every_broken_store_makes_its_cases_fail() {
     let mut unnoticed = Vec::new();
     for (flaw, cases) in STORES {
         let harness = BrokenHarness {
-            sound: InProcess::new(Dress::Own, TICK),
+            sound: InProcess::new(Dress::Own, Time::Paused),
             flaw: None,
             store_flaw: Some(*flaw),
             only_queue: OnceCell::new(),
@@ -94,8 +105,6 @@ async fn every_broken_store_makes_its_cases_fail() {
     }
     assert!(unnoticed.is_empty(), "{unnoticed:#?}");
 }
-
-const TICK: Duration = Duration::from_millis(20);
 
 /// The cases that ought to have failed and have not.
 async fn unfailed(harness: BrokenHarness, cases: &str) -> impl Iterator<Item = String> {
@@ -129,6 +138,10 @@ impl BrokerHarness for BrokenHarness {
         self.sound.patience()
     }
 
+    fn tolerance(&self, wait: Duration) -> Duration {
+        self.sound.tolerance(wait)
+    }
+
     async fn queue(&self, spec: QueueSpec) -> anyhow::Result<Arc<dyn TestQueue>> {
         let queue = async || {
             let sound = self.sound.queue(spec).await?;
@@ -142,7 +155,13 @@ impl BrokerHarness for BrokenHarness {
     }
 
     async fn missing_queue(&self) -> anyhow::Result<BrokerHandle> {
-        self.sound.missing_queue().await
+        match self.flaw {
+            Some(flaw @ Flaw::MakesMissingQueues) => {
+                let made = InProcessBroker::new("nowhere");
+                Ok(Broken::over(made.into(), flaw))
+            }
+            _ => self.sound.missing_queue().await,
+        }
     }
 
     async fn store(&self) -> anyhow::Result<StoreHandle> {
@@ -179,6 +198,10 @@ impl TestQueue for BrokenQueue {
 
     async fn reach_dead_letters(&self, reach: Reach) -> anyhow::Result<()> {
         self.sound.reach_dead_letters(reach).await
+    }
+
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        self.sound.interrupt_dead_lettering(count).await
     }
 
     async fn exhaust_delivery_limit(&self) -> anyhow::Result<()> {

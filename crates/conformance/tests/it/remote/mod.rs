@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backstop_conformance::broker::{
-    BrokerHarness, QueueSpec, Reach, TestQueue, WorkerStore, run, worker,
+    BrokerHarness, Interruptions, QueueSpec, Reach, TestQueue, WorkerStore, run, worker,
 };
 use backstop_core::{BrokerHandle, StoreHandle};
 use tokio::process::Command;
 
 use self::client::Remote;
 use self::server::Server;
-use crate::in_process::{Dress, InProcess, Queue};
+use crate::in_process::{Dress, InProcess, Queue, Time};
 
 /// Where a worker finds its broker.
 const ADDRESS: &str = "BACKSTOP_TEST_ADDRESS";
@@ -26,7 +26,7 @@ const STORE: &str = "BACKSTOP_TEST_STORE";
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_suite_kills_and_drains_real_processes() {
     let harness = Lending {
-        sound: InProcess::new(Dress::Own, Duration::from_millis(100)),
+        sound: InProcess::new(Dress::Own, Time::Real),
     };
     let report = run(Arc::new(harness), "R4,R5,O6,O7").await;
     report.assert_passed();
@@ -76,6 +76,10 @@ impl BrokerHarness for Lending {
         self.sound.patience()
     }
 
+    fn tolerance(&self, wait: Duration) -> Duration {
+        self.sound.tolerance(wait)
+    }
+
     async fn queue(&self, spec: QueueSpec) -> anyhow::Result<Arc<dyn TestQueue>> {
         let sound = self.sound.make(spec);
         let broker = sound.connect().await?;
@@ -108,6 +112,10 @@ impl TestQueue for LentQueue {
 
     async fn reach_dead_letters(&self, reach: Reach) -> anyhow::Result<()> {
         self.sound.reach_dead_letters(reach).await
+    }
+
+    async fn interrupt_dead_lettering(&self, count: u32) -> anyhow::Result<Interruptions> {
+        self.sound.interrupt_dead_lettering(count).await
     }
 
     async fn exhaust_delivery_limit(&self) -> anyhow::Result<()> {

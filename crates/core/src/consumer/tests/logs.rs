@@ -219,3 +219,31 @@ async fn what_endangers_the_records_is_told_at_the_start_and_keeps_nobody_from_c
         assert!(lines[0].contains(fix), "{lines:?}");
     }
 }
+
+/// The line that wakes somebody: CONFORMANCE, L3.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_queue_that_takes_no_message_is_told_as_an_error_each_time() {
+    const REFUSALS: u32 = 7;
+    let (log, _guard) = Log::keep();
+    let scene = Scene::new();
+    scene.broker.faults().refuse_dead_letters(REFUSALS);
+    scene.publish(&["order-7"]).await;
+    let running = scene.start(scene.builder(), |_, _| async {
+        Err(HandlerError::permanent("no such customer"))
+    });
+    let stats = scene.finish(running).await;
+    let lines = log.lines("the dead-letter queue does not take a message; it stays in its queue");
+    assert_eq!(lines.len(), REFUSALS as usize, "{lines:?}");
+    for line in lines {
+        assert!(line.contains("ERROR"), "{line}");
+        assert!(line.contains("order-7"), "{line}");
+        assert!(line.contains("permanent-error"), "{line}");
+        assert!(
+            line.contains("the in-process broker was told to fail"),
+            "{line}"
+        );
+    }
+    // The same for the metric that an alert may watch, `backstop_settle_errors_total`.
+    assert_eq!(stats.settle_errors, u64::from(REFUSALS));
+    assert_eq!(stats.dead_lettered, 1);
+}

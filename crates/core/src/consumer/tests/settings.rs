@@ -3,6 +3,7 @@
 use super::*;
 use crate::consumer::{BreakerSettings, KeySource};
 use crate::error::ConfigError;
+use crate::ports::SubscriptionOrder;
 
 const DAY: Duration = Duration::from_hours(24);
 const EVER: Duration = Duration::MAX;
@@ -133,6 +134,27 @@ async fn each_value_out_of_range_is_refused_by_name_value_and_range() {
     }
     let long = refusal(&broker, |b| b.name("n".repeat(129)));
     assert_eq!(long.setting(), "name");
+}
+
+/// What the builder's documentation and the README say.
+#[tokio::test(start_paused = true)]
+async fn the_defaults_are_those_that_are_documented() {
+    let builder = Consumer::builder(InProcessBroker::new("orders")).store(InProcessStore::new());
+    let settings = builder.raw(nothing).unwrap().settings;
+    let backoff = Backoff::new(SECOND, Duration::from_mins(5), Jitter::Additive).unwrap();
+    assert_eq!(settings.policy.backoff, backoff);
+    assert_eq!(settings.policy.max_attempts.get(), 5);
+    assert_eq!(settings.max_in_flight.get(), 64);
+    assert_eq!(settings.handler_timeout, Duration::from_mins(1));
+    assert_eq!(settings.claim_lease, 30 * SECOND);
+    assert_eq!(settings.retention, DAY);
+    assert_eq!(settings.shutdown_grace, 30 * SECOND);
+    assert_eq!(settings.order, SubscriptionOrder::Unordered);
+    assert_eq!(&*settings.name, "orders");
+
+    let ordered = Consumer::builder(InProcessBroker::new("orders")).idempotent_by_nature();
+    let ordered = ordered.ordered().raw(nothing).unwrap().settings;
+    assert_eq!(ordered.max_buffered.get(), 4 * 64);
 }
 
 #[tokio::test(start_paused = true)]

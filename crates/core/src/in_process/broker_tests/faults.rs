@@ -103,6 +103,20 @@ async fn a_dead_letter_queue_that_refuses_keeps_the_original() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dead_letter_whose_original_is_kept_comes_again() {
+    let (broker, inbox) = broker_with_one().await;
+    broker.faults().keep_originals(1);
+    for dead in 1..=2 {
+        let delivery = receive_one(&inbox).await;
+        settle(&inbox, delivery, dead_letter()).await.unwrap();
+        assert_eq!(broker.counts().dead, dead);
+    }
+    let counts = broker.counts();
+    assert!(counts.is_drained());
+    assert_eq!((counts.published, counts.repeated), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_repeat_stands_behind_its_original() {
     for order in [Unordered, ByPartitionKey] {
         let broker = InProcessBroker::new("orders");
