@@ -89,6 +89,17 @@ impl Sqs {
         Ok(broker)
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Asks a script instead of SQS.
+    #[cfg(test)]
+    pub(crate) fn ask(&self, script: &crate::scripted::Script) {
+        self.shared.link.ask(script);
+    }
+
     /// HTTP requests that were sent to SQS through this handle and its clones, retries included: what is
     /// billed.
     pub fn api_calls(&self) -> u64 {

@@ -39,7 +39,7 @@ pub(crate) struct Link {
 }
 
 /// Clients of one configuration.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Clients {
     /// For calls that SQS answers at once.
     pub(crate) prompt: Client,
@@ -107,6 +107,12 @@ impl Link {
                 POLLING_TRIES,
             ),
         }
+    }
+
+    /// Asks a script instead of SQS.
+    #[cfg(test)]
+    pub(crate) fn ask(&self, script: &crate::scripted::Script) {
+        self.clients.set(script.clients()).unwrap();
     }
 
     /// The queue's URL, as SQS gives it.

@@ -55,6 +55,12 @@ impl Desk {
         }
     }
 
+    /// Asks a script instead of SQS.
+    #[cfg(test)]
+    pub(crate) fn scripted(shared: Arc<Shared>, script: &crate::scripted::Script) -> Self {
+        Self::new(shared, script.clients(), "https://q".into(), 30)
+    }
+
     /// Settles; answers stand at the positions of their settlements.
     pub(crate) async fn settle(&self, batch: Vec<Settlement>) -> Vec<Answer> {
         let now = Instant::now();

@@ -23,7 +23,8 @@ pub(crate) const WORKER_BROKER: &str = "BACKSTOP_TEST_WORKER_BROKER";
 pub(crate) const WORKER_STORE: &str = "BACKSTOP_TEST_WORKER_STORE";
 
 /// Seconds of a long poll. LocalStack goes on with one whose connection has ended, and hands what then
-/// comes up to nobody until its lease ends.
+/// comes up to nobody until its lease ends. That a shutdown waits for no long poll, however long (F7), is a
+/// test of `crates/sqs`, with polls that never end.
 const WAIT: u32 = 2;
 
 /// How long the server is away when it is restarted: longer than a long poll, which a real restart ends.
