@@ -50,7 +50,7 @@
 //! | `backstop-id` | the message's id; other publishers may set it |
 //! | `backstop-content-type` | `application/octet-stream; base64` for a body that is not text, `application/octet-stream; empty` for none; other publishers may set the first |
 //! | `backstop` | JSON: an id, a key or headers that no attribute can carry, and more headers than six |
-//! | `backstop-dead-letter` | JSON: reason, error, attempts, origin, consumer, and times in milliseconds |
+//! | `backstop-dead-letter` | JSON: reason, error, attempts, origin, consumer, redrives, and times in milliseconds |
 //!
 //! The idempotency key of a message is `backstop-id`, else its `MessageDeduplicationId`, else SQS's own
 //! `MessageId`. **The last differs between two sendings of one message**: a publisher that repeats a sending
@@ -73,7 +73,10 @@
 //! - SQS does not say when it moved a message to the dead-letter queue: the time shown is that of sending.
 //! - Copies in a dead-letter queue are sent, not moved: `StartMessageMoveTask` needs a `DestinationArn` for
 //!   them. A FIFO queue drops a copy that returns within five minutes of its first sending, if it has the
-//!   same `MessageDeduplicationId`.
+//!   same `MessageDeduplicationId`. What comes back with its attributes, by whatever means, counts as
+//!   redriven, and has all its attempts again. What SQS itself had dead-lettered has no annotations: when it
+//!   comes back it has them again if SQS still says which queue it was moved from (LocalStack does, the first
+//!   time), or if it has no id but SQS's, which is then another; else it has those that are left.
 //! - A FIFO queue takes a second message of one id within five minutes for a repeat, and drops it.
 //!   Of a batch that it took in part, what is sent again stands behind what was taken.
 //! - A long poll that ends with its process may take a message along: it comes back when its lease ends.

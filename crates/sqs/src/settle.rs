@@ -288,7 +288,7 @@ pub(crate) fn delivery(
     Delivery {
         message: arrival.message,
         attempts_used,
-        redrives: arrival.redrives,
+        redrives: arrival.original.redrives,
         lease: Some(lasts),
         receipt: backstop_core::Receipt::with_native(lease, arrival.original),
     }
