@@ -25,9 +25,6 @@ use crate::error::unwritable;
 /// (<https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>).
 pub(crate) const MAX_BYTES: usize = 1024 * 1024;
 
-/// The largest body of text that leaves room for an id and some headers.
-pub(crate) const MAX_BODY: usize = MAX_BYTES - 4096;
-
 /// The most headers that become attributes of their own, for consumers that are not backstop's: with
 /// ours, also on a dead letter, there are never more than SQS takes.
 const NATIVE_HEADERS: usize = MOST - 4;

@@ -66,8 +66,12 @@
 //!   first of its group. The idempotency store counts exactly. Without one, a standard queue's messages may
 //!   get fewer attempts than the cap after releases; an ordered queue's count starts anew with each process,
 //!   and `maxReceiveCount` alone bounds what kills its process.
-//! - A message has 1 MiB with its attributes. A body that is not text is a third larger in base64.
-//!   Annotations give way to a message that fills the mebibyte: its error is cut, or it has none.
+//! - A message has 1 MiB with its attributes, an id and headers included. A body that is not text is a third
+//!   larger in base64. Annotations give way to a message that fills the mebibyte: its error is cut, then its
+//!   copy goes without its id, and at last without annotations, which is logged. A copy without both is a
+//!   message of its own when it comes back, by its `MessageId`. **Where the key is not the id, but a header or
+//!   the body, it is taken for a repeat of its dead letter instead**: give it the attribute
+//!   `backstop-redrives` of `1`, and some bytes less.
 //! - Looking at a dead-letter queue receives its messages and gives them back. Others do not see them
 //!   meanwhile, and on a FIFO queue a look shows no more than ten of a group.
 //! - SQS does not say when it moved a message to the dead-letter queue: the time shown is that of sending.

@@ -70,3 +70,12 @@ async fn a_message_without_a_copy_is_kept() {
     assert_eq!(script.batches().len(), 1, "nothing is deleted");
     assert!(desk.leases.get(lease, Instant::now()).is_some());
 }
+
+/// Nothing listens there: it is refused before SQS is asked.
+const NOBODY: &str = "sqs://127.0.0.1:1/000000000000";
+
+#[test]
+fn bodies_are_received_up_to_the_limit_of_sqs_itself() {
+    let broker = Sqs::open(&format!("{NOBODY}/orders")).unwrap();
+    assert_eq!(broker.capabilities().max_body, 1_048_576);
+}

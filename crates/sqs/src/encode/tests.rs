@@ -15,6 +15,9 @@ use crate::decode::{self, Arrival};
 const STANDARD: QueueKind = QueueKind::Standard;
 const FIFO: QueueKind = QueueKind::Fifo;
 
+/// A body that leaves room for an id and some headers.
+const MAX_BODY: usize = MAX_BYTES - 4096;
+
 /// What SQS hands out of what was sent.
 fn delivered(native: Native) -> NativeMessage {
     let mut message = NativeMessage::builder()

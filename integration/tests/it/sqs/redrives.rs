@@ -1,4 +1,5 @@
-//! Dead letters that come back by other means than backstop's are handled again.
+//! Dead letters that come back by other means than backstop's are handled again, and large messages are
+//! not lost on either way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -163,5 +164,25 @@ async fn a_dead_letter_that_boto3_sends_back_is_handled_again() -> Result<()> {
     peer::send_back(&native.dead_letters_url, &native.url, 1).await;
     let handled = shop.close().await?;
     ensure!(handled == [(4, 1, 1)], "{handled:?}");
+    Ok(())
+}
+
+/// All that SQS takes: nothing fits beside it, neither annotations nor an id.
+const MEBIBYTE: usize = 1024 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_message_that_fills_the_mebibyte_is_handled_and_survives_dead_lettering()
+-> Result<()> {
+    let shop = Shop::open(QueueSpec::default()).await?;
+    let client = shop.queue.client();
+    let sending = client.send_message().queue_url(&shop.queue.native.url);
+    sending.message_body("7".repeat(MEBIBYTE)).send().await?;
+    let letter = shop.letter(1).await?;
+    ensure!(letter.message.body.len() == MEBIBYTE);
+    ensure!(letter.dead_letter.reason == DeadLetterReason::Other);
+    shop.mend();
+    shop.move_back().await?;
+    let handled = shop.close().await?;
+    ensure!(matches!(handled[..], [(MEBIBYTE, _, 1)]), "{handled:?}");
     Ok(())
 }
