@@ -61,9 +61,10 @@ impl DeadLetters {
         let change = Change::Visibility(0);
         let entries: Vec<_> = taken
             .iter()
-            .map(|arrival| Entry {
+            .map(|arrival| batches::Entry {
                 handle: Arc::clone(&arrival.handle),
                 change,
+                turn: None,
             })
             .collect();
         let Ok(client) = self.shared.link.client().await else {

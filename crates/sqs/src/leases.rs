@@ -29,7 +29,12 @@ pub(crate) struct Lease {
     pub(crate) handle: Arc<str>,
     received: Instant,
     ends: Instant,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// The right to change a message's visibility, until it is dropped. Calls go by connections of their own,
+/// and one that is throttled is tried again: an extension could land behind the wait of a retry.
+pub(crate) type Turn = OwnedMutexGuard<()>;
 
 impl Leases {
     pub(crate) fn new(seconds: u32) -> Self {
@@ -55,8 +60,13 @@ impl Leases {
             handle,
             received,
             ends: received + Self::lasts(self.seconds),
+            turn: Arc::default(),
         };
         let mut held = self.held.lock();
+        if held.by_id.len() >= held.look_at.max(FEW) {
+            held.by_id.retain(|_, lease| lease.ends > received);
+            held.look_at = held.by_id.len() * 2;
+        }
         held.next += 1;
         let id = LeaseId(held.next);
         held.by_id.insert(id, lease);
@@ -94,6 +104,16 @@ impl Leases {
 }
 
 impl Lease {
+    /// Waits until no extension is under way; none begins until the turn is dropped.
+    pub(crate) async fn turn(&self) -> Turn {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// A turn, unless somebody has it or waits for it.
+    pub(crate) fn try_turn(&self) -> Option<Turn> {
+        Arc::clone(&self.turn).try_lock_owned().ok()
+    }
+
     /// What is left of it.
     pub(crate) fn left(&self, now: Instant) -> Duration {
         self.ends.saturating_duration_since(now)
