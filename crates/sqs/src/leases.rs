@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backstop_core::LeaseId;
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::config::SqsConfig;
@@ -20,7 +21,12 @@ pub(crate) struct Leases {
 struct Held {
     next: u64,
     by_id: HashMap<LeaseId, Lease>,
+    /// How many there were, doubled, when it was last looked for those that ended unnoticed.
+    look_at: usize,
 }
+
+/// So few are not worth a look.
+const FEW: usize = 64;
 
 /// One message's lease.
 #[derive(Clone, Debug)]
@@ -153,6 +159,22 @@ mod tests {
         );
         assert!(leases.get(id, now + left).is_none());
         assert!(leases.get(id, now).is_none(), "what is lost stays lost");
+    }
+
+    /// The consumer's keeper has a clock of its own: it asks for nothing that it takes for lost.
+    #[tokio::test(start_paused = true)]
+    async fn leases_that_end_unnoticed_do_not_pile_up() {
+        let (leases, begun) = (Leases::new(30), Instant::now());
+        let begin = |number: u32| {
+            let received = begun + number * SECOND;
+            (leases.begin("handle".into(), received), received)
+        };
+        for number in 0..10_000 {
+            begin(number);
+            assert!(leases.held.lock().by_id.len() <= 2 * FEW, "{number}");
+        }
+        let (last, received) = begin(10_000);
+        assert!(leases.get(last, received).is_some());
     }
 
     #[tokio::test(start_paused = true)]
