@@ -57,7 +57,28 @@ fn the_native_cap_has_to_be_above_ours() {
         settings(|findings| judge_count(findings, &policy(count), &options(), &config("sqs:///q")))
     };
     assert_eq!(judged(5), refusal("maxReceiveCount"));
-    assert_eq!(judged(6), []);
+    // Releases are receipts, too.
+    let warning = [(Severity::Warning, "maxReceiveCount".to_owned())];
+    assert_eq!(judged(6), warning);
+    assert_eq!(judged(19), warning);
+    assert_eq!(judged(20), []);
+}
+
+#[test]
+fn in_order_all_attempts_and_waits_have_to_fit_into_twelve_hours() {
+    let judged = |order, max_attempts| {
+        let options = SubscribeOptions {
+            order,
+            max_attempts: NonZeroU32::new(max_attempts).unwrap(),
+            longest_wait: Duration::from_mins(59),
+            ..options()
+        };
+        settings(|findings| judge_lease(findings, &queue(), &options, &config("sqs:///q.fifo")))
+    };
+    let warning = [(Severity::Warning, "max_attempts".to_owned())];
+    assert_eq!(judged(SubscriptionOrder::ByPartitionKey, 13), warning);
+    assert_eq!(judged(SubscriptionOrder::ByPartitionKey, 12), []);
+    assert_eq!(judged(SubscriptionOrder::Unordered, 13), []);
 }
 
 #[test]
