@@ -36,7 +36,8 @@
 //! it has room for. [`Sqs::api_calls`] counts the calls.
 //!
 //! All of this was tested on LocalStack 2026.3, not on AWS itself. Two cases of the brokers' suite, on
-//! order, are left out there: LocalStack hands out the rest of a FIFO group while one of it is in flight.
+//! order, are left out there: LocalStack hands out what follows a message in flight of its FIFO group, once
+//! another one of the group has become visible again.
 //!
 //! # Messages of others
 //!

@@ -178,12 +178,12 @@ impl BrokerHarness for Harness {
         Duration::from_mins(1)
     }
 
-    /// SQS hands nothing out of a group while one of its messages is in flight, also while a failed one
-    /// waits for its retry. `emulator` notices when LocalStack learns that.
+    /// SQS hands out nothing of a group that follows a message in flight; LocalStack does, once another of
+    /// the group has become visible again. `emulator` notices when LocalStack learns that.
     fn beyond_the_server(&self, case: &str) -> Option<&'static str> {
         let asks_for_it = matches!(case, "O4" | "O7");
         (self.is_localstack && asks_for_it)
-            .then_some("LocalStack hands out a FIFO group of which a message is in flight")
+            .then_some("LocalStack hands out what follows a message in flight of its FIFO group")
     }
 
     async fn queue(&self, spec: QueueSpec) -> Result<Arc<dyn TestQueue>> {
