@@ -120,23 +120,34 @@ impl Harness {
 impl Queue {
     /// Where clients find it.
     pub(crate) fn url(&self) -> String {
-        let at = match &self.way {
-            Way::Proxy(proxy) => proxy.address().to_string(),
-            Way::Direct { host } => host.clone(),
-        };
-        self.url_at(&at)
+        self.url_at(&self.host())
+    }
+
+    /// Where clients find it that soon give up waiting for an answer.
+    pub(crate) fn url_of_the_impatient(&self) -> String {
+        self.url_with(&self.host(), "connect_timeout=1&timeout=2")
     }
 
     /// Where clients find it, by the address of another proxy.
     pub(crate) fn url_at(&self, host: &str) -> String {
+        self.url_with(host, "connect_timeout=5&timeout=10")
+    }
+
+    fn host(&self) -> String {
+        match &self.way {
+            Way::Proxy(proxy) => proxy.address().to_string(),
+            Way::Direct { host } => host.clone(),
+        }
+    }
+
+    fn url_with(&self, host: &str, timeouts: &str) -> String {
         // On AWS the region is part of the host's name.
         let region = match self.way {
             Way::Proxy(_) => format!("region={SQS_REGION}&"),
             Way::Direct { .. } => String::new(),
         };
         let (account, name, lease) = (&self.account, &self.native.name, self.lease_seconds);
-        let times = format!("lease={lease}&wait={WAIT}&connect_timeout=5&timeout=10");
-        format!("sqs://{host}/{account}/{name}?{region}{times}")
+        format!("sqs://{host}/{account}/{name}?{region}lease={lease}&wait={WAIT}&{timeouts}")
     }
 
     /// The proxy before it.
