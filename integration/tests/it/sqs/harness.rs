@@ -164,6 +164,28 @@ impl Queue {
     }
 }
 
+/// On AWS nothing may stay in the account; an emulator's queues end with it.
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let Way::Direct { host } = &self.way else {
+            return;
+        };
+        let (native, endpoint) = (self.native.clone(), format!("https://{host}"));
+        // The test's own runtime may be about to end.
+        let deleting = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build()?;
+            runtime.block_on(native.delete(&sqs_client(&endpoint)))
+        });
+        if !matches!(deleting.join(), Ok(Ok(()))) {
+            eprintln!(
+                "{} or its dead-letter queue was not deleted",
+                self.native.name
+            );
+        }
+    }
+}
+
 /// Connects with the credentials of the emulators, or of AWS's own chain where the URL names AWS.
 pub(crate) fn connect(url: &str) -> Result<Sqs> {
     let config = SqsConfig::from_url(url)?;
