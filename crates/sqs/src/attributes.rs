@@ -68,6 +68,9 @@ pub(crate) struct Annotations {
     /// Its `MessageDeduplicationId` there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) deduplication: Option<String>,
+    /// How often it had been redriven before.
+    #[serde(default)]
+    pub(crate) redrives: u32,
 }
 
 impl Annotations {

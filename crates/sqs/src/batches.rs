@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::error::{again, entry_failed, failed, unwritable};
+use crate::leases::Turn;
 use crate::publish::{BATCH, unanswered};
 
 /// How long an entry waits for others: SQS bills by call.
@@ -30,6 +31,9 @@ pub(crate) enum Change {
 pub(crate) struct Entry {
     pub(crate) handle: Arc<str>,
     pub(crate) change: Change,
+    /// Held until SQS has answered, also if nobody waits for that any more.
+    #[expect(dead_code, reason = "it is held, and let go of")]
+    pub(crate) turn: Option<Turn>,
 }
 
 type Answer = Result<(), BrokerError>;
@@ -223,7 +227,7 @@ async fn change_visibility(
     })
 }
 
-fn interrupted() -> BrokerError {
+pub(crate) fn interrupted() -> BrokerError {
     let text = "the runtime ended before SQS answered";
     BrokerError::new(BrokerErrorKind::Closed, text)
 }
@@ -241,6 +245,7 @@ mod tests {
             batches.call(Entry {
                 handle: n.to_string().into(),
                 change: Change::Delete,
+                turn: None,
             })
         });
         let answers = join_all(deletions).await;

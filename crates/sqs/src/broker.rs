@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 use crate::config::{QueueKind, SqsConfig, SqsTopology};
 use crate::connection::Link;
 use crate::dead_letters::DeadLetters;
-use crate::encode::{self, MAX_BODY, Native};
+use crate::encode::{self, MAX_BYTES, Native};
 use crate::error::{again, misconfigured};
 use crate::inspect;
 use crate::publish;
@@ -87,6 +87,17 @@ impl Sqs {
         broker.shared.ready().await?;
         broker.shared.link.queue_url().await?;
         Ok(broker)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// Asks a script instead of SQS.
+    #[cfg(test)]
+    pub(crate) fn ask(&self, script: &crate::scripted::Script) {
+        self.shared.link.ask(script);
     }
 
     /// HTTP requests that were sent to SQS through this handle and its clones, retries included: what is
@@ -204,7 +215,7 @@ impl Broker for Sqs {
             },
             max_delay: Some(SqsConfig::MAX_LEASE),
             max_publication_delay: Some(max_publication_delay),
-            max_body: MAX_BODY,
+            max_body: MAX_BYTES,
             survival: Survival::Durable,
         }
     }

@@ -56,6 +56,10 @@ pub(crate) struct StaticCredentials {
 /// | `sqs:///123456789012/orders` | another account's, in the region of the AWS configuration |
 /// | `sqs://localhost:4566/000000000000/orders` | a queue of an emulator: plain HTTP on a loopback host, or with `tls=false` |
 ///
+/// The region to sign for is the parameter `region`, else that of a host of AWS, else that of the AWS
+/// configuration (`AWS_REGION`, the profile, and on AWS the instance), also for a host of one's own; where
+/// that has none either, a host of one's own is signed for as `us-east-1`, which emulators take.
+///
 /// Credentials come from the AWS chain (environment, profile, web identity, container, instance), never
 /// from the URL. Parameters: `region`, `profile`, `tls`, `declare`, `dead_letter_queue` and
 /// `max_receive_count` (what is declared), `lease` (seconds; else the queue's `VisibilityTimeout`),
@@ -238,10 +242,10 @@ impl SqsConfig {
         QueueKind::of(&self.queue)
     }
 
-    /// The region to sign for; none leaves it to the AWS configuration.
-    pub(crate) fn signing_region(&self) -> Option<&str> {
-        let elsewhere = self.endpoint.as_ref().map(|_| "us-east-1");
-        self.region.as_deref().or(elsewhere)
+    /// Whether its endpoint is reached without TLS: an emulator's.
+    pub(crate) fn is_plain(&self) -> bool {
+        let endpoint = self.endpoint.as_ref();
+        endpoint.is_some_and(|endpoint| endpoint.starts_with("http:"))
     }
 }
 

@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
@@ -29,6 +32,9 @@ const TRIES: u32 = 3;
 /// A long poll that is not answered has taken its time; that it failed has to show.
 const POLLING_TRIES: u32 = 1;
 
+/// What a host of one's own is signed for where nothing names a region.
+const NOWHERE: &str = "us-east-1";
+
 /// One way to SQS: clients, and the queue's address once it is known.
 pub(crate) struct Link {
     pub(crate) config: SqsConfig,
@@ -39,7 +45,7 @@ pub(crate) struct Link {
 }
 
 /// Clients of one configuration.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Clients {
     /// For calls that SQS answers at once.
     pub(crate) prompt: Client,
@@ -109,6 +115,12 @@ impl Link {
         }
     }
 
+    /// Asks a script instead of SQS.
+    #[cfg(test)]
+    pub(crate) fn ask(&self, script: &crate::scripted::Script) {
+        self.clients.set(script.clients()).unwrap();
+    }
+
     /// The queue's URL, as SQS gives it.
     ///
     /// # Errors
@@ -160,8 +172,11 @@ async fn sdk_config(config: &SqsConfig) -> SdkConfig {
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .build_https();
     let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-    if let Some(region) = config.signing_region() {
-        loader = loader.region(Region::new(region.to_owned()));
+    if let Some(region) = &config.region {
+        loader = loader.region(Region::new(region.clone()));
+    } else if config.is_plain() {
+        // An emulator: no instance need be asked where it is.
+        loader = loader.region(configured_region(config.profile.as_deref()));
     }
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
@@ -170,7 +185,24 @@ async fn sdk_config(config: &SqsConfig) -> SdkConfig {
         let (id, secret) = (&given.access_key_id, &given.secret_access_key);
         loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "backstop"));
     }
-    loader.load().await
+    let loaded = loader.load().await;
+    if loaded.region().is_some() || config.endpoint.is_none() {
+        return loaded;
+    }
+    let region = Region::from_static(NOWHERE);
+    loaded.into_builder().region(region).build()
+}
+
+/// As the environment or the profile says, else a region all the same: without one the credentials' chain
+/// asks the instance.
+fn configured_region(profile: Option<&str>) -> RegionProviderChain {
+    let mut by_profile = ProfileFileRegionProvider::builder();
+    if let Some(profile) = profile {
+        by_profile = by_profile.profile_name(profile);
+    }
+    RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+        .or_else(by_profile.build())
+        .or_else(Region::from_static(NOWHERE))
 }
 
 /// Counts what SQS bills.
@@ -190,5 +222,72 @@ impl Intercept for Counter {
     ) -> Result<(), BoxError> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    const URL: &str = "BACKSTOP_TEST_REGION_OF";
+
+    /// The test below starts this one in processes of its own, whose environments differ.
+    #[tokio::test]
+    async fn a_process_says_what_it_signs_for() {
+        if let Ok(url) = std::env::var(URL) {
+            let config = SqsConfig::from_url(&url).unwrap();
+            let region = sdk_config(&config).await.region().cloned();
+            println!(
+                "region: {}",
+                region.map_or("none".to_owned(), |r| r.to_string())
+            );
+        }
+    }
+
+    fn region(url: &str, environment: &[(&str, &str)]) -> String {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "--nocapture"]);
+        command.arg("connection::tests::a_process_says_what_it_signs_for");
+        command.env_remove("AWS_REGION").env_remove("AWS_PROFILE");
+        command.env_remove("AWS_DEFAULT_REGION");
+        command.env("AWS_EC2_METADATA_DISABLED", "true");
+        command.env("AWS_CONFIG_FILE", "/nowhere").env(URL, url);
+        let output = command.envs(environment.iter().copied()).output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        let (_, region) = told.split_once("region: ").expect(&told);
+        region.split_whitespace().next().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_region_is_the_urls_then_the_hosts_then_the_configurations() {
+        let profiles = format!("backstop-profiles-{}", std::process::id());
+        let profiles = std::env::temp_dir().join(profiles);
+        std::fs::write(&profiles, "[profile work]\nregion = eu-north-1\n").unwrap();
+        let file = ("AWS_CONFIG_FILE", profiles.to_str().unwrap());
+        let (variable, profile) = (("AWS_REGION", "eu-west-3"), ("AWS_PROFILE", "work"));
+        let aws = "sqs://sqs.eu-central-1.amazonaws.com/123456789012/q";
+        let (emulator, own) = ("sqs://localhost:1/q", "sqs://sqs.example.com/q");
+        for (url, environment, expected) in [
+            (aws, &[variable][..], "eu-central-1"),
+            (
+                "sqs://localhost:1/q?region=eu-west-2",
+                &[variable],
+                "eu-west-2",
+            ),
+            (emulator, &[variable], "eu-west-3"),
+            (own, &[variable], "eu-west-3"),
+            (emulator, &[file, profile], "eu-north-1"),
+            ("sqs://localhost:1/q?profile=work", &[file], "eu-north-1"),
+            (own, &[file, profile], "eu-north-1"),
+            (emulator, &[], "us-east-1"),
+            (own, &[], "us-east-1"),
+            ("sqs:///q", &[variable], "eu-west-3"),
+            ("sqs:///q", &[], "none"),
+        ] {
+            assert_eq!(region(url, environment), expected, "{url} {environment:?}");
+        }
+        std::fs::remove_file(profiles).unwrap();
     }
 }

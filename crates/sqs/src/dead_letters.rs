@@ -1,5 +1,7 @@
 //! The dead-letter queue.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use aws_sdk_sqs::types::MessageSystemAttributeName as System;
 use backstop_core::{BrokerError, DeadLetterQueue, DeadLetterRecord, with_causes};
 use futures_util::future::join_all;
 
-use crate::batches::{Change, Entry, carry_out};
+use crate::batches::{self, Change, carry_out};
 use crate::broker::{Shared, Target};
 use crate::decode::{self, Arrival};
 use crate::error::failed;
@@ -31,9 +33,11 @@ impl DeadLetters {
         Self { shared, target }
     }
 
-    /// Takes up to `max` messages; they come back by themselves after [`HIDDEN`] seconds.
+    /// Takes up to `max` messages; they come back by themselves after [`HIDDEN`] seconds. A look that takes
+    /// longer meets them again: by then all have been seen that can be.
     async fn take(&self, max: NonZeroUsize, taken: &mut Vec<Arrival>) -> Result<(), BrokerError> {
         let client = &self.shared.link.clients().await?.polling;
+        let mut places = HashMap::new();
         while taken.len() < max.get() {
             let most = (max.get() - taken.len()).min(BATCH);
             let asked = client
@@ -49,10 +53,20 @@ impl DeadLetters {
             let doing = "the dead-letter queue cannot be read";
             let answer = asked.map_err(|error| failed(doing, &error))?;
             let messages = answer.messages.unwrap_or_default();
-            if messages.is_empty() {
+            let before = taken.len();
+            for arrival in messages.into_iter().map(decode::arrival) {
+                match places.entry(arrival.original.message_id.clone()) {
+                    // What gives it back is its latest receipt handle.
+                    Entry::Occupied(place) => taken[*place.get()] = arrival,
+                    Entry::Vacant(place) => {
+                        place.insert(taken.len());
+                        taken.push(arrival);
+                    }
+                }
+            }
+            if taken.len() == before {
                 break;
             }
-            taken.extend(messages.into_iter().map(decode::arrival));
         }
         Ok(())
     }
@@ -61,9 +75,10 @@ impl DeadLetters {
         let change = Change::Visibility(0);
         let entries: Vec<_> = taken
             .iter()
-            .map(|arrival| Entry {
+            .map(|arrival| batches::Entry {
                 handle: Arc::clone(&arrival.handle),
                 change,
+                turn: None,
             })
             .collect();
         let Ok(client) = self.shared.link.client().await else {
@@ -100,5 +115,40 @@ impl DeadLetterQueue for DeadLetters {
             .collect();
         records.sort_by_key(|record| record.dead_letter.at);
         Ok(records)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use backstop_core::Broker as _;
+
+    use super::*;
+    use crate::broker::Sqs;
+    use crate::scripted::{Answer, Script, described, messages};
+
+    /// What is hidden for half a minute comes again when a look takes longer.
+    #[tokio::test(start_paused = true)]
+    async fn a_look_shows_each_message_once_and_ends_when_nothing_new_comes() {
+        let mut looks = 0;
+        let script = Script::by(move |asked| match asked.action.as_str() {
+            "ReceiveMessage" => {
+                looks += 1;
+                Answer::from(messages(if looks == 2 { 5..15 } else { 0..10 }))
+            }
+            _ => described(asked),
+        });
+        let broker = Sqs::open("sqs:///q").unwrap();
+        broker.ask(&script);
+        let dead_letters = broker.dead_letters().await.unwrap();
+        let records = dead_letters.browse(1000.try_into().unwrap()).await.unwrap();
+        let id = |record: &DeadLetterRecord| record.message.id.clone();
+        let ids: HashSet<_> = records.iter().map(id).collect();
+        assert_eq!((records.len(), ids.len()), (15, 15));
+        assert_eq!(script.asked("ReceiveMessage").len(), 3);
+        let given_back = script.asked("ChangeMessageVisibilityBatch");
+        let count = |asked: &serde_json::Value| asked["Entries"].as_array().map_or(0, Vec::len);
+        assert_eq!(given_back.iter().map(count).sum::<usize>(), 15);
     }
 }

@@ -22,6 +22,7 @@ pub(crate) struct Original {
     pub(crate) trace: Option<String>,
     /// Milliseconds since 1970.
     pub(crate) sent: Option<u64>,
+    pub(crate) redrives: u32,
 }
 
 /// A native message, read.
@@ -29,7 +30,6 @@ pub(crate) struct Original {
 pub(crate) struct Arrival {
     pub(crate) handle: Arc<str>,
     pub(crate) message: Arc<Message>,
-    pub(crate) redrives: u32,
     /// How often SQS has handed it out, this time included.
     pub(crate) receive_count: u32,
     /// The queue that SQS itself moved it from, at `maxReceiveCount`.
@@ -40,24 +40,37 @@ pub(crate) struct Arrival {
 pub(crate) fn arrival(native: NativeMessage) -> Arrival {
     let mut system = native.attributes.unwrap_or_default();
     let attributes = native.message_attributes.unwrap_or_default();
-    let original = Original {
+    let moved_from = system.remove(&System::DeadLetterQueueSourceArn);
+    let mut original = Original {
         message_id: native.message_id.unwrap_or_default(),
         attributes,
         group: system.remove(&System::MessageGroupId),
         deduplication: system.remove(&System::MessageDeduplicationId),
         trace: system.remove(&System::AwsTraceHeader),
         sent: number(system.get(&System::SentTimestamp)),
+        redrives: 0,
     };
     let message = message(native.body.unwrap_or_default(), &original);
-    let redrives = message.headers.get(Message::REDRIVES_HEADER);
+    original.redrives = redrives(&message, &original.attributes, moved_from.as_deref());
     Arrival {
         handle: native.receipt_handle.unwrap_or_default().into(),
-        redrives: redrives.and_then(|text| text.parse().ok()).unwrap_or(0),
         receive_count: number(system.get(&System::ApproximateReceiveCount)).unwrap_or(1),
-        moved_from: system.remove(&System::DeadLetterQueueSourceArn),
+        moved_from,
         message: Arc::new(message),
         original,
     }
+}
+
+/// How often a message was redriven. Whoever redrives by other means than backstop's (`StartMessageMoveTask`,
+/// the console, a script) sets no header, but the annotations come along: without this count the message
+/// would be taken for a repeat of the dead letter, and be deleted. Where SQS itself had dead-lettered it,
+/// what may tell is the queue that it was moved from.
+fn redrives(message: &Message, attributes: &Attributes, moved_from: Option<&str>) -> u32 {
+    let header = message.headers.get(Message::REDRIVES_HEADER);
+    let header = header.and_then(|text| text.parse().ok()).unwrap_or(0);
+    let annotations = Annotations::of(attributes);
+    let annotated = annotations.map_or(0, |annotations| annotations.redrives.saturating_add(1));
+    header.max(annotated).max(u32::from(moved_from.is_some()))
 }
 
 fn number<T: std::str::FromStr>(text: Option<&String>) -> Option<T> {

@@ -25,9 +25,6 @@ use crate::error::unwritable;
 /// (<https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>).
 pub(crate) const MAX_BYTES: usize = 1024 * 1024;
 
-/// The largest body of text that leaves room for an id and some headers.
-pub(crate) const MAX_BODY: usize = MAX_BYTES - 4096;
-
 /// The most headers that become attributes of their own, for consumers that are not backstop's: with
 /// ours, also on a dead letter, there are never more than SQS takes.
 const NATIVE_HEADERS: usize = MOST - 4;
@@ -212,23 +209,7 @@ pub(crate) fn dead_letter(
     attributes.remove(DEAD_LETTER);
     attributes.remove(CONTENT_TYPE);
     let body = body(&message.body, &mut attributes);
-    let room = |attributes: &Attributes| {
-        MAX_BYTES.saturating_sub(body.len() + attributes::size(attributes))
-    };
-    // The id of a message that is not ours is SQS's own, and the copy gets another.
-    if let Some(id) = message.id.as_ref().map(MessageId::as_str)
-        && Envelope::of(&attributes).is_none()
-        && attributes::is_value(id)
-    {
-        let id = attributes::string(id);
-        if attributes::weight(ID, &id) <= room(&attributes) {
-            attributes.insert(ID.to_owned(), id);
-        }
-    }
-    make_room(&mut attributes);
-    if let Some(annotations) = annotations(original, letter, room(&attributes)) {
-        attributes.insert(DEAD_LETTER.to_owned(), attributes::string(annotations));
-    }
+    let attributes = annotated(attributes, original, message, letter, body.len());
     let own = match original.sent {
         Some(sent) => format!("{}:{sent}", original.message_id),
         None => original.message_id.clone(),
@@ -244,6 +225,59 @@ pub(crate) fn dead_letter(
         deduplication: is_fifo.then(|| token(&own).into_owned()),
         trace: original.trace.clone(),
         delay: 0,
+    }
+}
+
+/// Adds the id and the annotations, as far as they fit beside a body of so many bytes. A copy that comes
+/// back with its id, and without a count of its redrives, would be taken for a repeat of the dead letter:
+/// the id goes before the annotations do.
+fn annotated(
+    attributes: Attributes,
+    original: &Original,
+    message: &Message,
+    letter: &DeadLetter,
+    body_bytes: usize,
+) -> Attributes {
+    let mut nameless = attributes.clone();
+    forget_id(&mut nameless);
+    let mut named = attributes;
+    name(&mut named, message);
+    for mut attributes in [named, nameless.clone()] {
+        make_room(&mut attributes);
+        let room = MAX_BYTES.saturating_sub(body_bytes + attributes::size(&attributes));
+        if let Some(annotations) = annotations(original, letter, room) {
+            attributes.insert(DEAD_LETTER.to_owned(), attributes::string(annotations));
+            return attributes;
+        }
+    }
+    tracing::warn!(
+        message = original.message_id,
+        reason = letter.reason.as_str(),
+        "a message fills the mebibyte of SQS: its copy in the dead-letter queue has neither annotations nor an id of ours"
+    );
+    nameless
+}
+
+/// The id of a message that is not ours is SQS's own, and the copy gets another.
+fn name(attributes: &mut Attributes, message: &Message) {
+    let id = message.id.as_ref().map(MessageId::as_str);
+    if let Some(id) = id.filter(|id| attributes::is_value(id))
+        && Envelope::of(attributes).is_none()
+    {
+        attributes.insert(ID.to_owned(), attributes::string(id));
+    }
+}
+
+fn forget_id(attributes: &mut Attributes) {
+    attributes.remove(ID);
+    if let Some(envelope) = Envelope::of(attributes)
+        && envelope.id.is_some()
+    {
+        let json = attributes::json(&Envelope {
+            id: None,
+            ..envelope
+        });
+        attributes.insert(ENVELOPE.to_owned(), attributes::string(json));
     }
 }
 
@@ -293,6 +327,7 @@ fn annotations(original: &Original, letter: &DeadLetter, room: usize) -> Option<
             at: attributes::since_1970(letter.at),
             sent: original.sent,
             deduplication: original.deduplication.clone(),
+            redrives: original.redrives,
         };
         let json = attributes::json(&annotations);
         if attributes::weight(DEAD_LETTER, &attributes::string(json.as_str())) <= room {

@@ -55,7 +55,9 @@ fn refused(doing: &str, code: &str, text: &str, status: u16) -> BrokerError {
     BrokerError::new(kind, doing).with_source(Told(format!("{code}: {text}")))
 }
 
-/// Codes stand with and without the prefix of the older protocol, `AWS.SimpleQueueService.`.
+/// Codes stand with and without the prefix of the older protocol, `AWS.SimpleQueueService.`. Where an
+/// answer has the header `x-amzn-query-error`, as those of SQS have, the SDK tells the older protocol's
+/// code: `KMS.AccessDeniedException` for `KmsAccessDenied`.
 fn bare(code: &str) -> &str {
     let code = code.rsplit_once('#').map_or(code, |(_, code)| code);
     code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code)
@@ -80,9 +82,11 @@ fn kind(code: &str, text: &str, status: u16) -> BrokerErrorKind {
         | "SlowDown"
         | "PriorRequestNotComplete" => BrokerErrorKind::Throttled,
         // The chain brings new ones, and a key that is being changed may come back.
-        "ExpiredToken" | "ExpiredTokenException" | "RequestExpired" | "KmsInvalidState" => {
-            BrokerErrorKind::Other
-        }
+        "ExpiredToken"
+        | "ExpiredTokenException"
+        | "RequestExpired"
+        | "KmsInvalidState"
+        | "KMS.InvalidStateException" => BrokerErrorKind::Other,
         "AccessDenied"
         | "AccessDeniedException"
         | "InvalidClientTokenId"
@@ -96,10 +100,15 @@ fn kind(code: &str, text: &str, status: u16) -> BrokerErrorKind {
         | "NotAuthorized"
         | "OptInRequired"
         | "KmsAccessDenied"
+        | "KMS.AccessDeniedException"
         | "KmsDisabled"
+        | "KMS.DisabledException"
         | "KmsNotFound"
+        | "KMS.NotFoundException"
         | "KmsOptInRequired"
-        | "KmsInvalidKeyUsage" => BrokerErrorKind::AccessDenied,
+        | "KMS.OptInRequired"
+        | "KmsInvalidKeyUsage"
+        | "KMS.InvalidKeyUsageException" => BrokerErrorKind::AccessDenied,
         "ReceiptHandleIsInvalid" | "MessageNotInflight" => BrokerErrorKind::LeaseLost,
         "BatchRequestTooLong" => BrokerErrorKind::TooLarge,
         "InvalidParameterValue" | "InvalidParameterValueException" => parameter(text),
@@ -141,10 +150,19 @@ fn advice(code: &str) -> Option<&'static str> {
         "AccessDenied" | "AccessDeniedException" => {
             "the credentials lack a permission; the crate's documentation has the least policies"
         }
-        "KmsAccessDenied" => {
+        "KmsAccessDenied" | "KMS.AccessDeniedException" => {
             "the credentials may not use the queue's KMS key: allow kms:Decrypt and kms:GenerateDataKey"
         }
-        "KmsDisabled" | "KmsNotFound" | "KmsInvalidState" => "the queue's KMS key cannot be used",
+        "KmsDisabled"
+        | "KMS.DisabledException"
+        | "KmsNotFound"
+        | "KMS.NotFoundException"
+        | "KmsInvalidState"
+        | "KMS.InvalidStateException"
+        | "KmsInvalidKeyUsage"
+        | "KMS.InvalidKeyUsageException"
+        | "KmsOptInRequired"
+        | "KMS.OptInRequired" => "the queue's KMS key cannot be used",
         "OverLimit" => "too many messages of the queue are in flight",
         "QueueDeletedRecently" => "the queue was deleted less than a minute ago",
         _ => return None,
@@ -204,6 +222,7 @@ pub(crate) fn again(error: &BrokerError) -> BrokerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted::{Answer, Script};
 
     #[test]
     fn codes_are_sorted_by_what_helps() {
@@ -245,6 +264,62 @@ mod tests {
             ("SomethingNew", "", 400, Other),
         ] {
             assert_eq!(kind(code, text, status), expected, "{code} {text}");
+        }
+    }
+
+    /// As the SDK reads them, the older protocol's code in the header.
+    #[tokio::test(start_paused = true)]
+    async fn what_the_key_management_service_refuses_is_told_by_the_code_of_either_protocol() {
+        use BrokerErrorKind::*;
+        let denied = Some("kms:Decrypt");
+        let unusable = Some("KMS key cannot be used");
+        for (code, older, expected, advice) in [
+            (
+                "KmsAccessDenied",
+                "KMS.AccessDeniedException",
+                AccessDenied,
+                denied,
+            ),
+            (
+                "KmsDisabled",
+                "KMS.DisabledException",
+                AccessDenied,
+                unusable,
+            ),
+            (
+                "KmsNotFound",
+                "KMS.NotFoundException",
+                AccessDenied,
+                unusable,
+            ),
+            (
+                "KmsInvalidKeyUsage",
+                "KMS.InvalidKeyUsageException",
+                AccessDenied,
+                unusable,
+            ),
+            (
+                "KmsOptInRequired",
+                "KMS.OptInRequired",
+                AccessDenied,
+                unusable,
+            ),
+            (
+                "KmsInvalidState",
+                "KMS.InvalidStateException",
+                Other,
+                unusable,
+            ),
+            ("KmsThrottled", "KMS.ThrottlingException", Throttled, None),
+        ] {
+            for refusal in [Answer::refused(code), Answer::refused(code).older(older)] {
+                let client = Script::new([refusal]).client();
+                let asked = client.receive_message().queue_url("https://q").send().await;
+                let error = failed("receiving from SQS fails", &asked.unwrap_err());
+                assert_eq!(error.kind(), expected, "{code} {error}");
+                let text = error.to_string();
+                assert!(advice.is_none_or(|advice| text.contains(advice)), "{text}");
+            }
         }
     }
 

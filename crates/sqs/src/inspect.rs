@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use backstop_core::{BrokerError, BrokerErrorKind, Finding, Severity, SubscribeOptions};
+use backstop_core::{
+    BrokerError, BrokerErrorKind, Finding, Severity, SubscribeOptions, SubscriptionOrder,
+};
 
 use crate::broker::Shared;
 use crate::config::{QueueKind, SqsConfig};
@@ -100,7 +102,26 @@ fn judge_lease(
         );
         let fix = "lower handler_timeout or the cap of the backoff";
         findings.push(finding(Severity::Refusal, "handler_timeout", problem, fix));
+        return;
     }
+    // In order a message waits under its lease, and SQS counts the time of all its attempts.
+    let in_all = longest.saturating_mul(options.max_attempts.get());
+    if options.order == SubscriptionOrder::ByPartitionKey && in_all > SqsConfig::MAX_LEASE {
+        let problem = format!(
+            "in order, the attempts at a message and the waits between them may take {in_all:?}, and SQS \
+             leases it for 12 hours in all: what takes longer is delivered again, and counted, ahead of its time"
+        );
+        let fix = "lower max_attempts, handler_timeout or the cap of the backoff";
+        findings.push(finding(Severity::Warning, "max_attempts", problem, fix));
+    }
+}
+
+/// What SQS should count at least before it moves a message away: as many receipts again as there are
+/// attempts, and ten. Whatever is given back costs a receipt (a shutdown, the breaker, a claim of another
+/// process), and so does a process that dies.
+const fn enough_receipts(attempts: u32) -> u32 {
+    let enough = attempts.saturating_mul(2).saturating_add(10);
+    if enough > 1000 { 1000 } else { enough }
 }
 
 fn judge_count(
@@ -110,6 +131,8 @@ fn judge_count(
     config: &SqsConfig,
 ) {
     let (native, attempts) = (policy.max_receive_count, options.max_attempts.get());
+    let enough = enough_receipts(attempts);
+    let good = SqsConfig::DEFAULT_MAX_RECEIVE_COUNT.max(enough);
     if native <= attempts {
         let problem = format!(
             "SQS moves a message of {:?} away after {native} receipts, and the consumer's cap is {attempts} \
@@ -117,13 +140,19 @@ fn judge_count(
             config.queue
         );
         let fix = format!(
-            "set maxReceiveCount to more than {attempts} (releases count too: {} is a good number), or lower \
-             max_attempts",
-            SqsConfig::DEFAULT_MAX_RECEIVE_COUNT
-                .max(attempts.saturating_mul(2))
-                .min(1000)
+            "set maxReceiveCount to more than {attempts} (releases count too: {good} is a good number), or lower \
+             max_attempts"
         );
         findings.push(finding(Severity::Refusal, "maxReceiveCount", problem, &fix));
+    } else if native < enough {
+        let problem = format!(
+            "SQS moves a message of {:?} away after {native} receipts, and {attempts} attempts are the consumer's \
+             cap: what is given back (by a shutdown, the breaker, a claim of another process) is a receipt, too, \
+             and may send a message away before its last attempt",
+            config.queue
+        );
+        let fix = format!("set maxReceiveCount to {enough} or more ({good} is a good number)");
+        findings.push(finding(Severity::Warning, "maxReceiveCount", problem, &fix));
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backstop_core::LeaseId;
 use parking_lot::Mutex;
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::config::SqsConfig;
@@ -20,7 +21,12 @@ pub(crate) struct Leases {
 struct Held {
     next: u64,
     by_id: HashMap<LeaseId, Lease>,
+    /// How many there were, doubled, when it was last looked for those that ended unnoticed.
+    look_at: usize,
 }
+
+/// So few are not worth a look.
+const FEW: usize = 64;
 
 /// One message's lease.
 #[derive(Clone, Debug)]
@@ -29,7 +35,12 @@ pub(crate) struct Lease {
     pub(crate) handle: Arc<str>,
     received: Instant,
     ends: Instant,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
+
+/// The right to change a message's visibility, until it is dropped. Calls go by connections of their own,
+/// and one that is throttled is tried again: an extension could land behind the wait of a retry.
+pub(crate) type Turn = OwnedMutexGuard<()>;
 
 impl Leases {
     pub(crate) fn new(seconds: u32) -> Self {
@@ -55,8 +66,13 @@ impl Leases {
             handle,
             received,
             ends: received + Self::lasts(self.seconds),
+            turn: Arc::default(),
         };
         let mut held = self.held.lock();
+        if held.by_id.len() >= held.look_at.max(FEW) {
+            held.by_id.retain(|_, lease| lease.ends > received);
+            held.look_at = held.by_id.len() * 2;
+        }
         held.next += 1;
         let id = LeaseId(held.next);
         held.by_id.insert(id, lease);
@@ -94,6 +110,16 @@ impl Leases {
 }
 
 impl Lease {
+    /// Waits until no extension is under way; none begins until the turn is dropped.
+    pub(crate) async fn turn(&self) -> Turn {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// A turn, unless somebody has it or waits for it.
+    pub(crate) fn try_turn(&self) -> Option<Turn> {
+        Arc::clone(&self.turn).try_lock_owned().ok()
+    }
+
     /// What is left of it.
     pub(crate) fn left(&self, now: Instant) -> Duration {
         self.ends.saturating_duration_since(now)
@@ -133,6 +159,22 @@ mod tests {
         );
         assert!(leases.get(id, now + left).is_none());
         assert!(leases.get(id, now).is_none(), "what is lost stays lost");
+    }
+
+    /// The consumer's keeper has a clock of its own: it asks for nothing that it takes for lost.
+    #[tokio::test(start_paused = true)]
+    async fn leases_that_end_unnoticed_do_not_pile_up() {
+        let (leases, begun) = (Leases::new(30), Instant::now());
+        let begin = |number: u32| {
+            let received = begun + number * SECOND;
+            (leases.begin("handle".into(), received), received)
+        };
+        for number in 0..10_000 {
+            begin(number);
+            assert!(leases.held.lock().by_id.len() <= 2 * FEW, "{number}");
+        }
+        let (last, received) = begin(10_000);
+        assert!(leases.get(last, received).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,7 +36,8 @@
 //! it has room for. [`Sqs::api_calls`] counts the calls.
 //!
 //! All of this was tested on LocalStack 2026.3, not on AWS itself. Two cases of the brokers' suite, on
-//! order, are left out there: LocalStack hands out the rest of a FIFO group while one of it is in flight.
+//! order, are left out there: LocalStack hands out what follows a message in flight of its FIFO group, once
+//! another one of the group has become visible again.
 //!
 //! # Messages of others
 //!
@@ -50,7 +51,7 @@
 //! | `backstop-id` | the message's id; other publishers may set it |
 //! | `backstop-content-type` | `application/octet-stream; base64` for a body that is not text, `application/octet-stream; empty` for none; other publishers may set the first |
 //! | `backstop` | JSON: an id, a key or headers that no attribute can carry, and more headers than six |
-//! | `backstop-dead-letter` | JSON: reason, error, attempts, origin, consumer, and times in milliseconds |
+//! | `backstop-dead-letter` | JSON: reason, error, attempts, origin, consumer, redrives, and times in milliseconds |
 //!
 //! The idempotency key of a message is `backstop-id`, else its `MessageDeduplicationId`, else SQS's own
 //! `MessageId`. **The last differs between two sendings of one message**: a publisher that repeats a sending
@@ -66,14 +67,21 @@
 //!   first of its group. The idempotency store counts exactly. Without one, a standard queue's messages may
 //!   get fewer attempts than the cap after releases; an ordered queue's count starts anew with each process,
 //!   and `maxReceiveCount` alone bounds what kills its process.
-//! - A message has 1 MiB with its attributes. A body that is not text is a third larger in base64.
-//!   Annotations give way to a message that fills the mebibyte: its error is cut, or it has none.
+//! - A message has 1 MiB with its attributes, an id and headers included. A body that is not text is a third
+//!   larger in base64. Annotations give way to a message that fills the mebibyte: its error is cut, then its
+//!   copy goes without its id, and at last without annotations, which is logged. A copy without both is a
+//!   message of its own when it comes back, by its `MessageId`. **Where the key is not the id, but a header or
+//!   the body, it is taken for a repeat of its dead letter instead**: give it the attribute
+//!   `backstop-redrives` of `1`, and some bytes less.
 //! - Looking at a dead-letter queue receives its messages and gives them back. Others do not see them
 //!   meanwhile, and on a FIFO queue a look shows no more than ten of a group.
 //! - SQS does not say when it moved a message to the dead-letter queue: the time shown is that of sending.
 //! - Copies in a dead-letter queue are sent, not moved: `StartMessageMoveTask` needs a `DestinationArn` for
 //!   them. A FIFO queue drops a copy that returns within five minutes of its first sending, if it has the
-//!   same `MessageDeduplicationId`.
+//!   same `MessageDeduplicationId`. What comes back with its attributes, by whatever means, counts as
+//!   redriven, and has all its attempts again. What SQS itself had dead-lettered has no annotations: when it
+//!   comes back it has them again if SQS still says which queue it was moved from (LocalStack does, the first
+//!   time), or if it has no id but SQS's, which is then another; else it has those that are left.
 //! - A FIFO queue takes a second message of one id within five minutes for a repeat, and drops it.
 //!   Of a batch that it took in part, what is sent again stands behind what was taken.
 //! - A long poll that ends with its process may take a message along: it comes back when its lease ends.

@@ -10,13 +10,13 @@ use backstop_core::{
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use crate::batches::{Batches, Change, Entry, carry_out};
+use crate::batches::{Batches, Change, Entry, carry_out, interrupted};
 use crate::broker::Shared;
 use crate::connection::Clients;
 use crate::decode::{Arrival, Original};
 use crate::encode::{self, Native};
 use crate::error::again;
-use crate::leases::{Lease, Leases};
+use crate::leases::{Lease, Leases, Turn};
 use crate::publish::{self, BATCH};
 
 /// What a subscription holds, and how it lets go of it.
@@ -31,11 +31,8 @@ pub(crate) struct Desk {
 
 type Answer = Result<(), SettleError>;
 
-/// What a settlement without a copy asks for.
-struct Asked {
-    lease: LeaseId,
-    entry: Entry,
-}
+/// A lease that is to be extended, from when, by how many seconds, and how SQS is asked for that.
+type Extension = (LeaseId, Instant, u32, Entry);
 
 impl Desk {
     pub(crate) fn new(
@@ -53,6 +50,12 @@ impl Desk {
             clients,
             url,
         }
+    }
+
+    /// Asks a script instead of SQS.
+    #[cfg(test)]
+    pub(crate) fn scripted(shared: Arc<Shared>, script: &crate::scripted::Script) -> Self {
+        Self::new(shared, script.clients(), "https://q".into(), 30)
     }
 
     /// Settles; answers stand at the positions of their settlements.
@@ -86,32 +89,41 @@ impl Desk {
             .collect()
     }
 
-    async fn settle_one(&self, settlement: Settlement, held: Lease, now: Instant) -> Answer {
-        let change = match &settlement.verdict {
+    async fn settle_one(&self, settlement: Settlement, held: Lease, asked: Instant) -> Answer {
+        let lease = settlement.delivery.receipt.lease();
+        let entry = match &settlement.verdict {
             Verdict::Retry { after, .. } | Verdict::Release { after } => {
-                Change::Visibility(seconds(held.visibility(*after, now)))
+                let turn = held.turn().await;
+                let now = Instant::now();
+                let Some(held) = self.leases.get(lease, now) else {
+                    return Err(lost());
+                };
+                // The turn may have taken a part of the wait.
+                let after = (asked + *after).saturating_duration_since(now);
+                Entry {
+                    change: Change::Visibility(seconds(held.visibility(after, now))),
+                    handle: held.handle,
+                    turn: Some(turn),
+                }
             }
-            Verdict::Complete | Verdict::DeadLetter(_) => Change::Delete,
-        };
-        let asked = Asked {
-            lease: settlement.delivery.receipt.lease(),
-            entry: Entry {
+            Verdict::Complete | Verdict::DeadLetter(_) => Entry {
                 handle: held.handle,
-                change,
+                change: Change::Delete,
+                turn: None,
             },
         };
-        self.carry(asked)
+        self.carry(lease, entry)
             .await
             .map_err(|cause| self.not_settled(settlement, cause))
     }
 
-    async fn carry(&self, asked: Asked) -> Result<(), BrokerError> {
-        let batches = match asked.entry.change {
+    async fn carry(&self, lease: LeaseId, entry: Entry) -> Result<(), BrokerError> {
+        let batches = match entry.change {
             Change::Delete => &self.deletions,
             Change::Visibility(_) => &self.visibilities,
         };
-        batches.call(asked.entry).await?;
-        self.leases.end(asked.lease);
+        batches.call(entry).await?;
+        self.leases.end(lease);
         Ok(())
     }
 
@@ -190,65 +202,116 @@ impl Desk {
             .collect()
     }
 
-    /// Extends leases by their usual time; answers stand at the positions of the leases.
-    pub(crate) async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>> {
+    /// Extends leases by their usual time; answers stand at the positions of the leases. A dropped call is
+    /// carried out all the same: SQS may have it already, and a settlement waits for it.
+    pub(crate) async fn extend(
+        self: &Arc<Self>,
+        leases: &[LeaseId],
+    ) -> Vec<Result<LeaseState, BrokerError>> {
         let now = Instant::now();
-        let mut answers: Vec<_> = leases.iter().map(|_| Ok(LeaseState::Lost)).collect();
-        let held: Vec<_> = leases
-            .iter()
-            .enumerate()
-            .filter_map(|(at, id)| {
-                let lease = self.leases.get(*id, now)?;
-                let wanted = Duration::from_secs(self.leases.seconds().into());
-                let seconds = lease.visibility(wanted, now);
-                // At the end of the 12 hours nothing is left to extend.
-                (seconds > 0).then_some((at, *id, lease.handle, seconds))
-            })
-            .collect();
-        let extending = held.chunks(BATCH).map(async |chunk| {
-            let entries: Vec<_> = chunk
-                .iter()
-                .map(|(_, _, handle, secs)| Entry {
-                    handle: Arc::clone(handle),
-                    change: Change::Visibility(seconds(*secs)),
-                })
-                .collect();
-            carry_out(&self.clients.prompt, &self.url, &entries).await
-        });
-        let extended: Vec<_> = join_all(extending).await.into_iter().flatten().collect();
-        for ((at, id, _, secs), answer) in held.iter().zip(extended) {
-            answers[*at] = match answer {
-                Ok(()) => Ok(match self.leases.extended(*id, now, *secs) {
-                    Some(lasts) => LeaseState::Held(Some(lasts)),
-                    None => LeaseState::Lost,
-                }),
-                Err(error) if error.kind() == BrokerErrorKind::LeaseLost => {
-                    self.leases.end(*id);
-                    Ok(LeaseState::Lost)
+        let mut answers = Vec::with_capacity(leases.len());
+        let mut chunks: Vec<(Vec<usize>, Vec<Extension>)> = Vec::new();
+        for (at, lease) in leases.iter().enumerate() {
+            let extension = match self.extension(*lease, now) {
+                Ok(extension) => extension,
+                Err(state) => {
+                    answers.push(Ok(state));
+                    continue;
                 }
-                Err(error) => Err(error),
             };
+            answers.push(Err(interrupted()));
+            match chunks.last_mut() {
+                Some((positions, chunk)) if chunk.len() < BATCH => {
+                    positions.push(at);
+                    chunk.push(extension);
+                }
+                _ => chunks.push((vec![at], vec![extension])),
+            }
+        }
+        let under_way = chunks.into_iter().map(|(positions, chunk)| {
+            let carried = tokio::spawn(Arc::clone(self).carry_extensions(chunk));
+            async move { (positions, carried.await.unwrap_or_default()) }
+        });
+        // All are begun before one is waited for.
+        let under_way: Vec<_> = under_way.collect();
+        for (positions, carried) in join_all(under_way).await {
+            for (at, answer) in positions.into_iter().zip(carried) {
+                answers[at] = answer;
+            }
         }
         answers
     }
 
+    /// How a lease is to be extended, or its state if it is not.
+    fn extension(&self, lease: LeaseId, now: Instant) -> Result<Extension, LeaseState> {
+        let held = self.leases.get(lease, now).ok_or(LeaseState::Lost)?;
+        let wanted = Duration::from_secs(self.leases.seconds().into());
+        let secs = held.visibility(wanted, now);
+        if secs == 0 {
+            // At the end of the 12 hours nothing is left to extend.
+            return Err(LeaseState::Lost);
+        }
+        // Another one is under way, or the wait of a retry.
+        let left = LeaseState::Held(Some(held.left(now)));
+        let turn = held.try_turn().ok_or(left)?;
+        let entry = Entry {
+            handle: held.handle,
+            change: Change::Visibility(seconds(secs)),
+            turn: Some(turn),
+        };
+        Ok((lease, now, secs, entry))
+    }
+
+    async fn carry_extensions(
+        self: Arc<Self>,
+        extensions: Vec<Extension>,
+    ) -> Vec<Result<LeaseState, BrokerError>> {
+        let (noted, entries): (Vec<_>, Vec<_>) = extensions
+            .into_iter()
+            .map(|(lease, asked, secs, entry)| ((lease, asked, secs), entry))
+            .unzip();
+        let carried = carry_out(&self.clients.prompt, &self.url, &entries).await;
+        let answers = noted.into_iter().zip(carried);
+        let answers = answers.map(|((lease, asked, secs), answer)| match answer {
+            Ok(()) => Ok(match self.leases.extended(lease, asked, secs) {
+                Some(lasts) => LeaseState::Held(Some(lasts)),
+                None => LeaseState::Lost,
+            }),
+            Err(error) if error.kind() == BrokerErrorKind::LeaseLost => {
+                self.leases.end(lease);
+                Ok(LeaseState::Lost)
+            }
+            Err(error) => Err(error),
+        });
+        answers.collect()
+    }
+
     /// Gives messages back that nobody has begun.
     pub(crate) async fn give_back(&self, arrivals: Vec<Arrival>) {
-        self.show(arrivals.into_iter().map(|arrival| arrival.handle))
+        let handles = arrivals.into_iter().map(|arrival| arrival.handle);
+        self.show(handles.map(|handle| (handle, None)).collect())
             .await;
     }
 
     /// Gives everything back that is not settled.
     pub(crate) async fn give_all_back(&self) {
         let leases = self.leases.end_all(Instant::now());
-        self.show(leases.into_iter().map(|lease| lease.handle))
-            .await;
+        let showing = leases
+            .into_iter()
+            .map(async |lease| (Arc::clone(&lease.handle), Some(lease.turn().await)));
+        self.show(join_all(showing).await).await;
     }
 
     /// Makes messages visible at once.
-    async fn show(&self, handles: impl Iterator<Item = Arc<str>>) {
-        let change = Change::Visibility(0);
-        let entries: Vec<_> = handles.map(|handle| Entry { handle, change }).collect();
+    async fn show(&self, handles: Vec<(Arc<str>, Option<Turn>)>) {
+        let entries: Vec<_> = handles
+            .into_iter()
+            .map(|(handle, turn)| Entry {
+                handle,
+                change: Change::Visibility(0),
+                turn,
+            })
+            .collect();
         let showing = entries
             .chunks(BATCH)
             .map(|chunk| carry_out(&self.clients.prompt, &self.url, chunk));
@@ -282,7 +345,7 @@ pub(crate) fn delivery(
     Delivery {
         message: arrival.message,
         attempts_used,
-        redrives: arrival.redrives,
+        redrives: arrival.original.redrives,
         lease: Some(lasts),
         receipt: backstop_core::Receipt::with_native(lease, arrival.original),
     }

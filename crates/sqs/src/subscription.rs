@@ -98,7 +98,7 @@ impl Subscription for Handle {
     }
 
     async fn extend(&self, leases: &[LeaseId]) -> Vec<Result<LeaseState, BrokerError>> {
-        self.0.desk.extend(leases).await
+        Desk::extend(&self.0.desk, leases).await
     }
 
     async fn stop(&self) {

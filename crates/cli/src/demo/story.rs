@@ -18,8 +18,9 @@ const PUBLISHING: Duration = Duration::from_secs(8);
 const TICK: Duration = Duration::from_millis(50);
 /// How long the bank is out of service.
 const OUTAGE: Duration = Duration::from_secs(4);
-/// If nothing at all happens for this long, nothing more will.
-const STANDSTILL: Duration = Duration::from_secs(20);
+/// If nothing at all happens for this long, nothing more will. What a crash leaves behind on SQS comes back
+/// after half a minute.
+const STANDSTILL: Duration = Duration::from_secs(45);
 /// A queue from which nothing came for this long is taken to be empty, where the broker does not say.
 const SILENCE: Duration = Duration::from_secs(2);
 

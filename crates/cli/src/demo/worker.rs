@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backstop::{
-    Backoff, BreakerSettings, BrokerHandle, Consumer, Jitter, Monitor, RunError, Shutdown, Stats,
+    Backoff, BreakerSettings, BrokerHandle, Capabilities, Consumer, DeliveryLease, Jitter, Monitor,
+    RunError, Shutdown, Stats, Survival,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
@@ -67,7 +68,8 @@ impl Worker {
         })
     }
 
-    /// Ends it as a killed process ends. Its connection is closed by the operating system, so to say.
+    /// Ends it as a killed process ends. Its connection is closed by the operating system, so to say, where
+    /// that means anything to the broker.
     pub(super) async fn crash(mut self) -> Stats {
         if let Some(runtime) = self.runtime.take() {
             // Nothing of it may run when the ledger hears of the crash.
@@ -75,6 +77,9 @@ impl Worker {
             let _ = tokio::task::spawn_blocking(dying).await;
         }
         let stats = self.monitor.stats();
+        if outlives_connections(&self.broker.capabilities()) {
+            return stats;
+        }
         let broker = Arc::clone(&self.broker);
         // A client whose runtime is gone has nobody to say goodbye with, and waits a while for that.
         let closing = tokio::spawn(async move { broker.close().await });
@@ -103,6 +108,12 @@ impl Worker {
             Err(_) => Err(CommandError::new(Code::Software, "a worker panicked")),
         }
     }
+}
+
+/// Whether what a killed process had comes back when its lease ends, and no sooner.
+fn outlives_connections(capabilities: &Capabilities) -> bool {
+    let is_timed = matches!(capabilities.lease, DeliveryLease::Timed { .. });
+    is_timed && capabilities.survival == Survival::Durable
 }
 
 impl Drop for Worker {

@@ -77,7 +77,8 @@ pub struct Capabilities {
     pub max_delay: Option<Duration>,
     /// The longest delay of a publication; `None` is no limit, zero is no delay at all.
     pub max_publication_delay: Option<Duration>,
-    /// The largest body, in bytes; of text, where a broker carries only text and has to encode the rest.
+    /// The largest body that it hands out, in bytes; of text, where a broker carries only text and has to
+    /// encode the rest. Where id and headers count, too, one that is published has to be smaller by them.
     pub max_body: usize,
     /// What outlives a restart.
     pub survival: Survival,

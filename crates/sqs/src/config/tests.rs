@@ -18,7 +18,7 @@ fn a_queues_own_url_is_read_whole() {
         config.endpoint.as_deref(),
         Some("https://sqs.eu-central-1.amazonaws.com")
     );
-    assert_eq!(config.signing_region(), Some("eu-central-1"));
+    assert_eq!(config.region.as_deref(), Some("eu-central-1"));
     assert_eq!(config.account.as_deref(), Some("123456789012"));
     assert_eq!(config.queue(), "orders");
     assert_eq!(config.dead_letter_queue(), "orders-dead-letters");
@@ -29,12 +29,9 @@ fn a_queues_own_url_is_read_whole() {
 #[test]
 fn without_a_host_the_aws_configuration_decides() {
     let here = config("sqs:///orders");
-    assert_eq!(
-        (here.endpoint.as_deref(), here.signing_region()),
-        (None, None)
-    );
+    assert_eq!((here.endpoint, here.region), (None, None));
     let there = config("sqs:///123456789012/orders?region=eu-west-1&profile=work");
-    assert_eq!(there.signing_region(), Some("eu-west-1"));
+    assert_eq!(there.region.as_deref(), Some("eu-west-1"));
     assert_eq!(there.profile.as_deref(), Some("work"));
     assert_eq!(there.account.as_deref(), Some("123456789012"));
 }
@@ -43,11 +40,12 @@ fn without_a_host_the_aws_configuration_decides() {
 fn an_emulator_on_this_machine_is_reached_without_tls() {
     let local = config("sqs://localhost:4566/000000000000/orders");
     assert_eq!(local.endpoint.as_deref(), Some("http://localhost:4566"));
-    assert_eq!(local.signing_region(), Some("us-east-1"));
+    assert!(local.is_plain() && local.region.is_none());
     let named = config("sqs://localstack:4566/000000000000/orders?tls=false");
     assert_eq!(named.endpoint.as_deref(), Some("http://localstack:4566"));
     let safe = config("sqs://127.0.0.1:4566/orders?tls=true");
     assert_eq!(safe.endpoint.as_deref(), Some("https://127.0.0.1:4566"));
+    assert!(named.is_plain() && !safe.is_plain());
 }
 
 #[test]

@@ -15,6 +15,9 @@ use crate::decode::{self, Arrival};
 const STANDARD: QueueKind = QueueKind::Standard;
 const FIFO: QueueKind = QueueKind::Fifo;
 
+/// A body that leaves room for an id and some headers.
+const MAX_BODY: usize = MAX_BYTES - 4096;
+
 /// What SQS hands out of what was sent.
 fn delivered(native: Native) -> NativeMessage {
     let mut message = NativeMessage::builder()
@@ -99,7 +102,7 @@ fn a_message_arrives_as_it_was_sent() {
         for kind in [STANDARD, FIFO] {
             let arrival = arrived(message, kind);
             must_be_the_same(&arrival.message, message);
-            assert_eq!((arrival.receive_count, arrival.redrives), (3, 0));
+            assert_eq!((arrival.receive_count, arrival.original.redrives), (3, 0));
         }
     }
 }
@@ -267,29 +270,29 @@ fn a_second_sending_of_a_message_has_a_dead_letter_of_its_own() {
 }
 
 #[test]
-fn annotations_give_way_to_the_message() {
-    let long = "e".repeat(4000);
-    for (body, annotated) in [(MAX_BYTES - 1500, true), (MAX_BYTES - 20, false)] {
+fn annotations_give_way_to_the_message_and_the_id_to_the_annotations() {
+    let long = letter(&"e".repeat(4000));
+    let mut seen = Vec::new();
+    for room in (0..300).step_by(4).chain([1500]) {
         let mut native = foreign(0);
-        native.body = Some("x".repeat(body));
+        native.body = Some("x".repeat(MAX_BYTES - room));
         let arrival = decode::arrival(native);
-        // The attribute of the id, and no more, fits beside the larger one.
-        let copy = dead_letter(
-            &arrival.original,
-            &arrival.message,
-            &letter(&long),
-            STANDARD,
-        );
-        assert!(copy.bytes() <= MAX_BYTES, "{}", copy.bytes());
+        let copy = dead_letter(&arrival.original, &arrival.message, &long, STANDARD);
+        assert!(copy.bytes() <= MAX_BYTES, "{room}: {}", copy.bytes());
+        let named = copy.attributes.contains_key(ID);
         let record = decode::dead_letter(decode::arrival(delivered(copy)), "orders", 50);
+        assert_eq!(record.message.body, arrival.message.body);
         let letter = record.dead_letter;
-        assert_eq!(letter.reason == DeadLetterReason::PermanentError, annotated);
+        let annotated = letter.reason == DeadLetterReason::PermanentError;
         assert!(
-            !annotated || letter.error.ends_with("[4000 bytes in all]"),
+            room < 1500 || letter.error.ends_with("[4000 bytes in all]"),
             "{}",
             letter.error
         );
+        seen.push((annotated, named));
     }
+    seen.dedup();
+    assert_eq!(seen, [(false, false), (true, false), (true, true)]);
 }
 
 #[test]
@@ -310,6 +313,87 @@ fn what_sqs_moved_itself_says_so() {
         ("orders", 9)
     );
     assert_eq!(record.message.headers.get("a0"), Some("0"));
+}
+
+/// What anybody sends back to the queue as it is in the dead-letter queue.
+fn sent_back(copy: Native) -> Arrival {
+    decode::arrival(delivered(copy))
+}
+
+#[test]
+fn a_dead_letter_that_comes_back_by_any_means_counts_as_redriven() {
+    let message = Message::new("x").with_id("7").with_partition_key("k");
+    let mut arrival = arrived(&message, FIFO);
+    for redrives in 1..=3 {
+        let copy = dead_letter(&arrival.original, &arrival.message, &letter("boom"), FIFO);
+        arrival = sent_back(copy);
+        assert_eq!(arrival.original.redrives, redrives);
+        assert_eq!(arrival.message.id, Some("7".into()));
+        assert!(arrival.message.headers.is_empty(), "annotations are none");
+    }
+    // Backstop's own way says it by a header, which may be ahead.
+    let header = attributes::string("9");
+    let mut copy = dead_letter(&arrival.original, &arrival.message, &letter("boom"), FIFO);
+    copy.attributes
+        .insert(Message::REDRIVES_HEADER.to_owned(), header);
+    assert_eq!(sent_back(copy.clone()).original.redrives, 9);
+    copy.attributes.remove(Message::REDRIVES_HEADER);
+    assert_eq!(sent_back(copy).original.redrives, 4);
+}
+
+#[test]
+fn annotations_of_an_older_version_have_no_count() {
+    let mut native = foreign(0);
+    let json = r#"{"reason":"other","error":"","attempts":1,"origin":"q","consumer":"c","at":0}"#;
+    native.message_attributes = Some([(DEAD_LETTER.to_owned(), attributes::string(json))].into());
+    assert_eq!(decode::arrival(native).original.redrives, 1);
+}
+
+#[test]
+fn a_dead_letter_that_is_dead_lettered_again_has_the_new_annotations_only() {
+    let first = arrived(&Message::new("x").with_id("7"), STANDARD);
+    let copy = dead_letter(&first.original, &first.message, &letter("first"), STANDARD);
+    let back = sent_back(copy);
+    let again = dead_letter(&back.original, &back.message, &letter("second"), STANDARD);
+    let annotations = Annotations::of(&again.attributes).unwrap();
+    assert_eq!(
+        (annotations.error.as_str(), annotations.redrives),
+        ("second", 1)
+    );
+    let count = again.attributes.keys().filter(|name| *name == DEAD_LETTER);
+    assert_eq!(count.count(), 1);
+}
+
+/// A copy without annotations that came back with its id would be a repeat, and be deleted unhandled.
+#[test]
+fn a_copy_without_annotations_has_no_id_of_ours_either() {
+    let room_for_an_id = 60;
+    let body = "x".repeat(MAX_BYTES - room_for_an_id);
+    let envelope = Envelope {
+        id: Some("\u{1}".to_owned()),
+        ..Envelope::default()
+    };
+    for (name, value) in [
+        (ID, "order-7".to_owned()),
+        (ENVELOPE, attributes::json(&envelope)),
+    ] {
+        let mut native = foreign(0);
+        native.body = Some(body.clone());
+        native.message_attributes = Some([(name.to_owned(), attributes::string(value))].into());
+        let arrival = decode::arrival(native);
+        let copy = dead_letter(&arrival.original, &arrival.message, &letter("no"), STANDARD);
+        assert!(Annotations::of(&copy.attributes).is_none() && copy.bytes() <= MAX_BYTES);
+        assert_ne!(sent_back(copy).message.id, arrival.message.id, "{name}");
+    }
+}
+
+#[test]
+fn what_sqs_moved_itself_and_somebody_moved_back_counts_as_redriven() {
+    let mut native = foreign(0);
+    let system = native.attributes.get_or_insert_default();
+    let arn = "arn:aws:sqs:r:1:orders".to_owned();
+    system.insert(System::DeadLetterQueueSourceArn, arn);
+    assert_eq!(decode::arrival(native).original.redrives, 1);
 }
 
 proptest! {

@@ -1,8 +1,11 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use backstop_core::SubscriptionOrder;
+use backstop_core::{Broker as _, SubscriptionOrder};
+use serde_json::json;
 
 use super::*;
+use crate::broker::Sqs;
+use crate::scripted::{Answer, Script};
 
 fn queue() -> Queue {
     Queue {
@@ -54,7 +57,28 @@ fn the_native_cap_has_to_be_above_ours() {
         settings(|findings| judge_count(findings, &policy(count), &options(), &config("sqs:///q")))
     };
     assert_eq!(judged(5), refusal("maxReceiveCount"));
-    assert_eq!(judged(6), []);
+    // Releases are receipts, too.
+    let warning = [(Severity::Warning, "maxReceiveCount".to_owned())];
+    assert_eq!(judged(6), warning);
+    assert_eq!(judged(19), warning);
+    assert_eq!(judged(20), []);
+}
+
+#[test]
+fn in_order_all_attempts_and_waits_have_to_fit_into_twelve_hours() {
+    let judged = |order, max_attempts| {
+        let options = SubscribeOptions {
+            order,
+            max_attempts: NonZeroU32::new(max_attempts).unwrap(),
+            longest_wait: Duration::from_mins(59),
+            ..options()
+        };
+        settings(|findings| judge_lease(findings, &queue(), &options, &config("sqs:///q.fifo")))
+    };
+    let warning = [(Severity::Warning, "max_attempts".to_owned())];
+    assert_eq!(judged(SubscriptionOrder::ByPartitionKey, 13), warning);
+    assert_eq!(judged(SubscriptionOrder::ByPartitionKey, 12), []);
+    assert_eq!(judged(SubscriptionOrder::Unordered, 13), []);
 }
 
 #[test]
@@ -107,6 +131,60 @@ fn the_dead_letter_queue_has_to_take_and_keep_what_the_queue_has() {
         ..queue()
     };
     assert_eq!(judged("dead", small), refusal("MaximumMessageSize"));
+}
+
+/// What is found at a queue whose dead-letter queue answers so when it is looked at.
+async fn found(look: Answer) -> Vec<(Severity, String)> {
+    let policy = r#"{"deadLetterTargetArn":"arn:aws:sqs:eu-west-1:123456789012:dead","maxReceiveCount":"20"}"#;
+    let script = Script::new([
+        json!({"QueueUrl": "https://q"}).into(),
+        json!({"Attributes": {
+            "VisibilityTimeout": "30",
+            "MessageRetentionPeriod": "345600",
+            "RedrivePolicy": policy,
+        }})
+        .into(),
+        json!({"QueueUrl": "https://dead"}).into(),
+        look,
+    ]);
+    let broker = Sqs::new(config("sqs:///q"));
+    broker.ask(&script);
+    let found = broker.inspect(&options()).await.unwrap();
+    let asked = script.asked("GetQueueUrl");
+    assert_eq!(asked[1]["QueueOwnerAWSAccountId"], "123456789012");
+    settings(|findings| findings.extend(found))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_judged_with_its_dead_letter_queue_as_far_as_that_may_be_looked_at() {
+    let attributes =
+        |retention: &str| json!({"Attributes": {"MessageRetentionPeriod": retention}}).into();
+    assert_eq!(found(attributes("1209600")).await, []);
+    assert_eq!(
+        found(attributes("60")).await,
+        refusal("MessageRetentionPeriod")
+    );
+    let missing = Answer::refused("QueueDoesNotExist");
+    let missing = missing.older("AWS.SimpleQueueService.NonExistentQueue");
+    assert_eq!(found(missing).await, refusal("deadLetterTargetArn"));
+    let forbidden = found(Answer::refused("AccessDenied")).await;
+    assert_eq!(
+        forbidden,
+        [(Severity::Warning, "deadLetterTargetArn".to_owned())]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_cannot_be_asked_is_an_error_and_no_finding() {
+    for (code, kind) in [
+        ("QueueDoesNotExist", BrokerErrorKind::NotFound),
+        ("AccessDenied", BrokerErrorKind::AccessDenied),
+    ] {
+        let broker = Sqs::new(config("sqs:///q"));
+        broker.ask(&Script::new([Answer::refused(code)]));
+        let error = broker.inspect(&options()).await.unwrap_err();
+        assert_eq!(error.kind(), kind);
+    }
 }
 
 #[test]

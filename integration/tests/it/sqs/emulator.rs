@@ -55,8 +55,11 @@ async fn receive(client: &Client, url: &str, lease_seconds: i32) -> Result<Vec<(
 /// AWS: "no more messages for the same message group ID are returned unless you delete the message or it
 /// becomes visible"
 /// (<https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/FIFO-queues-understanding-logic.html>).
+/// What became visible is returned alone, also while what followed it is in flight (LocalStack's own test
+/// `test_fifo_message_group_visibility_after_terminate_visibility_timeout`, which it runs on AWS): a message
+/// in flight withholds what follows it, and nothing else.
 #[tokio::test]
-async fn localstack_hands_out_a_group_of_which_a_message_is_in_flight() -> Result<()> {
+async fn localstack_hands_out_what_follows_a_message_in_flight_of_its_group() -> Result<()> {
     let endpoint = sqs().await;
     let client = sqs_client(endpoint);
     let queue = SqsQueue::create(&client, FIFO).await?;
@@ -90,7 +93,7 @@ async fn localstack_hands_out_a_group_of_which_a_message_is_in_flight() -> Resul
     let expected = if is_localstack(endpoint).await? {
         vec!["a", "c"]
     } else {
-        vec![]
+        vec!["a"]
     };
     ensure!(came == expected, "{came:?} instead of {expected:?}");
     queue.delete(&client).await

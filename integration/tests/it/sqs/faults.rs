@@ -1,12 +1,14 @@
-//! Faults heal: a server that is away, paused or absent, connections that break, and throttling
-//! (CONFORMANCE, X1 to X3 and X5 to X7).
+//! Faults heal: a server that is away, paused or absent, connections that break, answers that are lost, and
+//! throttling (CONFORMANCE, X1 to X7).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use backstop_conformance::broker::TestQueue as _;
 use backstop_redis_dedupe::RedisStore;
 use integration::{Mode, Throttle, sqs, start_redis, start_sqs};
+use tokio::sync::Semaphore;
 
 use super::harness::{Harness, connect};
 use super::world::{World, builder};
@@ -105,6 +107,76 @@ async fn x3_a_half_open_connection_and_a_pause_are_noticed() -> Result<()> {
     .await?;
     world.must_be_empty().await?;
     consumer.drain().await?;
+    ledger.must_have_once(&ids)
+}
+
+/// Twenty messages, of which sixteen are handled while nothing comes through in one direction. Then it is
+/// left until the consumer has given up on all sixteen deletions.
+async fn lose_acks(world: World, mode: Mode) -> Result<(World, Ledger, Vec<String>, Running)> {
+    let ledger = Ledger::default();
+    let ids = world.publish(20, Duration::ZERO)?.await?;
+    let broker = connect(&world.queue.url_of_the_impatient())?;
+    let door = Arc::new(Semaphore::new(0));
+    let waiting = Arc::clone(&door);
+    let work = move || {
+        let door = Arc::clone(&waiting);
+        // It has no permit: this ends when the door is closed for good.
+        async move { drop(door.acquire().await) }
+    };
+    let consumer = Running::working(builder(broker, world.store().await?), &ledger, work)?;
+    consumer
+        .until("all slots are in use", |consumer| {
+            consumer.monitor.stats().started >= 16
+        })
+        .await?;
+    world.queue.proxy()?.set_mode(mode);
+    door.close();
+    until("they are handled", || async { Ok(ledger.len() >= 16) }).await?;
+    consumer
+        .until("their settlements have failed", |consumer| {
+            consumer.monitor.stats().settle_errors >= 16
+        })
+        .await?;
+    Ok((world, ledger, ids, consumer))
+}
+
+fn find_again(world: &World) -> Result<()> {
+    world.queue.proxy()?.set_mode(Mode::Forward);
+    world.queue.proxy()?.cut();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x4_the_repeats_of_messages_whose_deletions_were_lost_are_absorbed() -> Result<()> {
+    let (world, ledger, ids, consumer) = lose_acks(World::new().await?, Mode::DropToServer).await?;
+    find_again(&world)?;
+    consumer
+        .until("the repeats are absorbed", |consumer| {
+            consumer.monitor.stats().repeats >= 16
+        })
+        .await?;
+    until("all are handled", || async { Ok(ledger.len() >= 20) }).await?;
+    world.must_be_empty().await?;
+    consumer.drain().await?;
+    ledger.must_have_once(&ids)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn x4_messages_whose_deletions_were_not_answered_are_gone_and_are_not_repeated() -> Result<()>
+{
+    // So long that each is still ours when it is to be deleted, however busy this machine is.
+    let world = World::leased(Harness::start().await?, Duration::from_secs(30)).await?;
+    let (world, ledger, ids, consumer) = lose_acks(world, Mode::DropToClient).await?;
+    let left = world.depth(&world.queue.native.url).await?;
+    ensure!(
+        left == 4,
+        "{left} are left of 20, and 16 were to be deleted"
+    );
+    find_again(&world)?;
+    until("all are handled", || async { Ok(ledger.len() >= 20) }).await?;
+    world.must_be_empty().await?;
+    let stats = consumer.drain().await?;
+    ensure!(stats.repeats == 0, "{stats:?}");
     ledger.must_have_once(&ids)
 }
 

@@ -23,7 +23,8 @@ pub(crate) const WORKER_BROKER: &str = "BACKSTOP_TEST_WORKER_BROKER";
 pub(crate) const WORKER_STORE: &str = "BACKSTOP_TEST_WORKER_STORE";
 
 /// Seconds of a long poll. LocalStack goes on with one whose connection has ended, and hands what then
-/// comes up to nobody until its lease ends.
+/// comes up to nobody until its lease ends. That a shutdown waits for no long poll, however long (F7), is a
+/// test of `crates/sqs`, with polls that never end.
 const WAIT: u32 = 2;
 
 /// How long the server is away when it is restarted: longer than a long poll, which a real restart ends.
@@ -123,23 +124,34 @@ impl Harness {
 impl Queue {
     /// Where clients find it.
     pub(crate) fn url(&self) -> String {
-        let at = match &self.way {
-            Way::Proxy(proxy) => proxy.address().to_string(),
-            Way::Direct { host } => host.clone(),
-        };
-        self.url_at(&at)
+        self.url_at(&self.host())
+    }
+
+    /// Where clients find it that soon give up waiting for an answer.
+    pub(crate) fn url_of_the_impatient(&self) -> String {
+        self.url_with(&self.host(), "connect_timeout=1&timeout=2")
     }
 
     /// Where clients find it, by the address of another proxy.
     pub(crate) fn url_at(&self, host: &str) -> String {
+        self.url_with(host, "connect_timeout=5&timeout=10")
+    }
+
+    fn host(&self) -> String {
+        match &self.way {
+            Way::Proxy(proxy) => proxy.address().to_string(),
+            Way::Direct { host } => host.clone(),
+        }
+    }
+
+    fn url_with(&self, host: &str, timeouts: &str) -> String {
         // On AWS the region is part of the host's name.
         let region = match self.way {
             Way::Proxy(_) => format!("region={SQS_REGION}&"),
             Way::Direct { .. } => String::new(),
         };
         let (account, name, lease) = (&self.account, &self.native.name, self.lease_seconds);
-        let times = format!("lease={lease}&wait={WAIT}&connect_timeout=5&timeout=10");
-        format!("sqs://{host}/{account}/{name}?{region}{times}")
+        format!("sqs://{host}/{account}/{name}?{region}lease={lease}&wait={WAIT}&{timeouts}")
     }
 
     /// The proxy before it.
@@ -153,6 +165,28 @@ impl Queue {
     /// A client behind the adapter's back.
     pub(crate) const fn client(&self) -> &Client {
         &self.client
+    }
+}
+
+/// On AWS nothing may stay in the account; an emulator's queues end with it.
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let Way::Direct { host } = &self.way else {
+            return;
+        };
+        let (native, endpoint) = (self.native.clone(), format!("https://{host}"));
+        // The test's own runtime may be about to end.
+        let deleting = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build()?;
+            runtime.block_on(native.delete(&sqs_client(&endpoint)))
+        });
+        if !matches!(deleting.join(), Ok(Ok(()))) {
+            eprintln!(
+                "{} or its dead-letter queue was not deleted",
+                self.native.name
+            );
+        }
     }
 }
 
@@ -186,12 +220,12 @@ impl BrokerHarness for Harness {
         wait / 4 + Duration::from_secs(45)
     }
 
-    /// SQS hands nothing out of a group while one of its messages is in flight, also while a failed one
-    /// waits for its retry. `emulator` notices when LocalStack learns that.
+    /// SQS hands out nothing of a group that follows a message in flight; LocalStack does, once another of
+    /// the group has become visible again. `emulator` notices when LocalStack learns that.
     fn beyond_the_server(&self, case: &str) -> Option<&'static str> {
         let asks_for_it = matches!(case, "O4" | "O7");
         (self.is_localstack && asks_for_it)
-            .then_some("LocalStack hands out a FIFO group of which a message is in flight")
+            .then_some("LocalStack hands out what follows a message in flight of its FIFO group")
     }
 
     async fn queue(&self, spec: QueueSpec) -> Result<Arc<dyn TestQueue>> {

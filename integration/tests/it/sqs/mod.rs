@@ -6,6 +6,7 @@ mod harness;
 mod interop;
 mod kills;
 mod peer;
+mod redrives;
 mod servers;
 mod suite;
 mod world;

@@ -52,6 +52,22 @@ def take(sqs, url, count):
     return taken
 
 
+def send_back(sqs, url, target, count):
+    """Moves so many messages to another queue, as a script of an operator does: with their attributes."""
+    moved = 0
+    while moved < int(count):
+        answer = sqs.receive_message(
+            QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=20,
+            AttributeNames=["All"], MessageAttributeNames=["All"])
+        for message in answer.get("Messages", []):
+            sqs.send_message(
+                QueueUrl=target, MessageBody=message["Body"],
+                MessageAttributes=message.get("MessageAttributes", {}))
+            sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+            moved += 1
+    return moved
+
+
 def shown(value):
     return value["StringValue"] if "StringValue" in value else value["BinaryValue"].hex()
 
@@ -59,7 +75,7 @@ def shown(value):
 def main():
     endpoint, region, command, url, *arguments = sys.argv[1:]
     sqs = boto3.client("sqs", endpoint_url=endpoint, region_name=region)
-    print(json.dumps({"fill": fill, "take": take}[command](sqs, url, *arguments)))
+    print(json.dumps({"fill": fill, "take": take, "send_back": send_back}[command](sqs, url, *arguments)))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,32 @@ const BOTO3: &str = "boto3==1.42.72";
 
 /// Sends messages with the bodies `fine` and `poison`; gives the ids that SQS gave them.
 pub(crate) async fn fill(url: &str, good: usize, poison: usize) -> Vec<String> {
-    let ids = ask("fill", url, &[good, poison]).await;
+    let numbers = [good, poison].map(|number| number.to_string());
+    let ids = ask("fill", url, &numbers).await;
     serde_json::from_value(ids).expect("a list of ids")
 }
 
 /// Takes so many messages out of a queue: each has `body`, `system` and `attributes`.
 pub(crate) async fn take(url: &str, count: usize) -> Vec<Value> {
-    let taken = ask("take", url, &[count]).await;
+    let taken = ask("take", url, &[count.to_string()]).await;
     serde_json::from_value(taken).expect("a list of messages")
 }
 
-async fn ask(command: &str, url: &str, numbers: &[usize]) -> Value {
+/// Sends so many messages of a queue to another, with all that they have, and takes them out.
+pub(crate) async fn send_back(from: &str, to: &str, count: usize) {
+    ask("send_back", from, &[to.to_owned(), count.to_string()]).await;
+}
+
+async fn ask(command: &str, url: &str, arguments: &[String]) -> Value {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/sqs/peer.py");
     let endpoint = sqs().await;
     let mut python = tokio::process::Command::new(python().await);
-    python.args([script, endpoint, SQS_REGION, command, url]);
-    python.args(numbers.iter().map(ToString::to_string));
-    if endpoint.starts_with("http:") {
+    let is_emulator = endpoint.starts_with("http:");
+    let region = std::env::var("AWS_REGION").ok().filter(|_| !is_emulator);
+    let region = region.unwrap_or_else(|| SQS_REGION.to_owned());
+    python.args([script, endpoint, &region, command, url]);
+    python.args(arguments);
+    if is_emulator {
         let credentials = [
             ("AWS_ACCESS_KEY_ID", "test"),
             ("AWS_SECRET_ACCESS_KEY", "test"),

@@ -33,7 +33,12 @@ impl World {
     }
 
     pub(crate) async fn of(harness: Harness) -> Result<Self> {
-        let spec = QueueSpec::default().lease(LEASE).delivery_limit(1000);
+        Self::leased(harness, LEASE).await
+    }
+
+    /// Whose deliveries are leased for this long.
+    pub(crate) async fn leased(harness: Harness, lease: Duration) -> Result<Self> {
+        let spec = QueueSpec::default().lease(lease).delivery_limit(1000);
         let queue = harness.make(spec).await?;
         Ok(Self { harness, queue })
     }
@@ -75,7 +80,8 @@ impl World {
         .await
     }
 
-    async fn depth(&self, url: &str) -> Result<u64> {
+    /// How many messages a queue holds, in flight or not.
+    pub(crate) async fn depth(&self, url: &str) -> Result<u64> {
         let names = [
             QueueAttributeName::ApproximateNumberOfMessages,
             QueueAttributeName::ApproximateNumberOfMessagesNotVisible,
