@@ -14,6 +14,7 @@ mod rabbit;
 mod report;
 mod rounds;
 mod servers;
+mod tally;
 mod throughput;
 
 use std::alloc::System;
