@@ -10,7 +10,8 @@ use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{
-    ConfigBag, Credentials, Intercept, RuntimeComponents, StalledStreamProtectionConfig,
+    ConfigBag, Credentials, Intercept, RuntimeComponents, SharedCredentialsProvider,
+    SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_sdk_sqs::error::BoxError;
 use aws_smithy_http_client::tls::Provider;
@@ -156,21 +157,42 @@ impl Link {
 }
 
 async fn sdk_config(config: &SqsConfig) -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-    if let Some(region) = config.signing_region() {
-        loader = loader.region(Region::new(region.to_owned()));
+    let region = config.signing_region().map(str::to_owned).map(Region::new);
+    let credentials = config.credentials.as_ref().map(|given| {
+        let (id, secret) = (&given.access_key_id, &given.secret_access_key);
+        Credentials::new(id, secret, None, None, "backstop")
+    });
+    if let Some(given) = &config.sdk {
+        let mut sdk = given.clone().into_builder();
+        sdk.set_region(region);
+        if let Some(credentials) = credentials {
+            sdk.set_credentials_provider(Some(SharedCredentialsProvider::new(credentials)));
+        }
+        if given.http_client().is_none() {
+            sdk.set_http_client(Some(http_client()));
+        }
+        // Without one the SDK makes no client.
+        let behavior = given.behavior_version();
+        sdk.set_behavior_version(behavior.or(Some(BehaviorVersion::latest())));
+        return sdk.build();
+    }
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http_client());
+    if let Some(region) = region {
+        loader = loader.region(region);
     }
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
     }
-    if let Some(given) = &config.credentials {
-        let (id, secret) = (&given.access_key_id, &given.secret_access_key);
-        loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "backstop"));
+    if let Some(credentials) = credentials {
+        loader = loader.credentials_provider(credentials);
     }
     loader.load().await
+}
+
+fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https()
 }
 
 /// Counts what SQS bills.
@@ -190,5 +212,54 @@ impl Intercept for Counter {
     ) -> Result<(), BoxError> {
         self.0.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_sqs::config::ProvideCredentials as _;
+    use serde_json::json;
+
+    use super::*;
+    use crate::scripted::Script;
+
+    const URL: &str = "sqs:///123456789012/orders";
+
+    fn given(http: Option<SharedHttpClient>) -> SdkConfig {
+        let credentials = Credentials::new("theirs", "secret", None, None, "test");
+        let provider = SharedCredentialsProvider::new(credentials);
+        let mut given = SdkConfig::builder().credentials_provider(provider);
+        given.set_http_client(http);
+        given.region(Region::new("eu-west-3")).build()
+    }
+
+    async fn seen(config: SqsConfig) -> (String, String) {
+        let sdk = sdk_config(&config).await;
+        let credentials = sdk.credentials_provider().unwrap();
+        let credentials = credentials.provide_credentials().await.unwrap();
+        let region = sdk.region().unwrap().to_string();
+        (region, credentials.access_key_id().to_owned())
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_in_gives_way_to_the_url_and_to_credentials() {
+        let sdk = given(None);
+        let config = |url| SqsConfig::from_url(url).unwrap().sdk_config(sdk.clone());
+        let theirs = ("eu-west-3".to_owned(), "theirs".to_owned());
+        assert_eq!(seen(config(URL)).await, theirs);
+        assert_eq!(seen(config("sqs://localhost:1/orders")).await, theirs);
+        let url = format!("{URL}?region=eu-north-1");
+        let config = config(&url).credentials("ours", "secret");
+        let ours = ("eu-north-1".to_owned(), "ours".to_owned());
+        assert_eq!(seen(config).await, ours);
+    }
+
+    #[tokio::test]
+    async fn calls_go_by_the_client_that_is_handed_in_and_are_counted() {
+        let script = Script::new([json!({"QueueUrl": "https://q"})]);
+        let sdk = given(Some(script.http()));
+        let link = Link::new(SqsConfig::from_url(URL).unwrap().sdk_config(sdk));
+        assert_eq!(&*link.queue_url().await.unwrap(), "https://q");
+        assert_eq!(link.calls(), 1);
     }
 }
