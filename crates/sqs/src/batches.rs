@@ -35,6 +35,16 @@ pub(crate) struct Entry {
 type Answer = Result<(), BrokerError>;
 type Waiting = (Entry, oneshot::Sender<Answer>);
 
+/// An entry that is being carried out.
+pub(crate) struct Underway(oneshot::Receiver<Answer>);
+
+impl Underway {
+    /// The entry's own answer.
+    pub(crate) async fn answer(self) -> Answer {
+        self.0.await.unwrap_or_else(|_| Err(interrupted()))
+    }
+}
+
 /// Gathers entries of one kind into batches.
 pub(crate) struct Batches {
     shared: Arc<Gathering>,
@@ -72,12 +82,8 @@ impl Batches {
         }
     }
 
-    /// Has an entry carried out; the answer is its own.
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped call is carried out all the same.
-    pub(crate) async fn call(&self, entry: Entry) -> Answer {
+    /// Has an entry carried out, whether its answer is waited for or not.
+    pub(crate) fn begin(&self, entry: Entry) -> Underway {
         let (told, answer) = oneshot::channel();
         let full = {
             let mut pending = self.shared.pending.lock();
@@ -94,7 +100,7 @@ impl Batches {
         if let Some(full) = full {
             self.shared.clone().start(full);
         }
-        answer.await.unwrap_or_else(|_| Err(interrupted()))
+        Underway(answer)
     }
 
     fn flush_later(&self, batch: u64) {
@@ -238,10 +244,11 @@ mod tests {
     async fn delete(script: &Script, count: usize) -> Vec<Option<BrokerErrorKind>> {
         let batches = Batches::new(script.client(), "https://q".into());
         let deletions = (0..count).map(|n| {
-            batches.call(Entry {
+            let entry = Entry {
                 handle: n.to_string().into(),
                 change: Change::Delete,
-            })
+            };
+            batches.begin(entry).answer()
         });
         let answers = join_all(deletions).await;
         let kind = |answer: Answer| answer.err().map(|error| error.kind());
