@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::Result;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::load::{Contestant, Tally};
+use crate::load::Contestant;
 use crate::rabbit::{BODY, Queue};
 use crate::report::{Report, Wanted, number};
 use crate::rounds::{Progress, turns};
 use crate::servers;
+use crate::tally::Tally;
 
 const CONTESTANTS: [Contestant; 3] = [Contestant::Raw, Contestant::InProcess, Contestant::Redis];
 

@@ -1,11 +1,11 @@
 //! The consumers that are compared.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use backstop_core::{Consumer, Context, HandlerError, InProcessStore, Shutdown, StoreHandle};
+use backstop_core::{Consumer, Context, HandlerError, InProcessStore, StoreHandle};
 use backstop_rabbitmq::RabbitMq;
 use backstop_redis_dedupe::RedisStore;
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use redis::aio::MultiplexedConnection;
 use tokio_util::task::TaskTracker;
 
 use crate::rabbit::Queue;
+use crate::tally::Tally;
 
 /// How many messages are handled at once.
 const IN_FLIGHT: u16 = 256;
@@ -62,80 +63,7 @@ impl Contestant {
             Self::InProcess => backstop(queue, InProcessStore::new(), tally).await?,
             Self::Redis => backstop(queue, RedisStore::connect(redis).await?, tally).await?,
         }
-        let first = tally.first.get().context("nothing was handled")?;
-        Ok(first.elapsed())
-    }
-}
-
-/// Counts what is handled.
-pub(crate) struct Tally {
-    wanted: u32,
-    handled: AtomicU32,
-    first: OnceLock<Instant>,
-    full: Shutdown,
-    latencies: Option<Latencies>,
-}
-
-/// How long messages were on their way; their bodies begin with their time of sending.
-struct Latencies {
-    origin: Instant,
-    seen: Mutex<Vec<Duration>>,
-}
-
-impl Tally {
-    pub(crate) fn new(wanted: u32) -> Self {
-        Self {
-            wanted,
-            handled: AtomicU32::new(0),
-            first: OnceLock::new(),
-            full: Shutdown::new(),
-            latencies: None,
-        }
-    }
-
-    /// One that also takes the time from sending to handling.
-    pub(crate) fn with_latencies(wanted: u32) -> Self {
-        let latencies = Latencies {
-            origin: Instant::now(),
-            seen: Mutex::default(),
-        };
-        Self {
-            latencies: Some(latencies),
-            ..Self::new(wanted)
-        }
-    }
-
-    /// The begin of the body of a message that is sent now.
-    pub(crate) fn stamp(&self) -> [u8; 8] {
-        let origin = self.latencies.as_ref().map(|latencies| latencies.origin);
-        let nanos = origin.map_or(0, |origin| origin.elapsed().as_nanos());
-        u64::try_from(nanos).unwrap_or(u64::MAX).to_le_bytes()
-    }
-
-    /// Handles a message.
-    fn handle(&self, body: &[u8]) {
-        self.first.get_or_init(Instant::now);
-        if let (Some(latencies), Some(stamp)) = (&self.latencies, body.first_chunk()) {
-            let sent = Duration::from_nanos(u64::from_le_bytes(*stamp));
-            let latency = latencies.origin.elapsed().saturating_sub(sent);
-            let mut seen = latencies
-                .seen
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            seen.push(latency);
-        }
-        if self.handled.fetch_add(1, Ordering::Relaxed) + 1 == self.wanted {
-            self.full.begin();
-        }
-    }
-
-    /// The latencies in their order of handling.
-    pub(crate) fn latencies(&self) -> Vec<Duration> {
-        let Some(latencies) = &self.latencies else {
-            return Vec::new();
-        };
-        let seen = latencies.seen.lock();
-        seen.unwrap_or_else(PoisonError::into_inner).clone()
+        tally.since_first()
     }
 }
 
@@ -162,7 +90,7 @@ async fn raw(queue: &Queue, tally: &Arc<Tally>, dedupe: Dedupe) -> Result<()> {
         .await?;
     let tasks = TaskTracker::new();
     let acknowledged = Arc::new(AtomicU32::new(0));
-    for _ in 0..tally.wanted {
+    for _ in 0..tally.wanted() {
         let delivery = consumer.next().await.context("the queue has gone")??;
         let (dedupe, tally) = (dedupe.clone(), Arc::clone(tally));
         let acknowledged = Arc::clone(&acknowledged);
@@ -180,7 +108,7 @@ async fn raw(queue: &Queue, tally: &Arc<Tally>, dedupe: Dedupe) -> Result<()> {
     // What RabbitMQ answers comes after all that it was told.
     channel.close(200, "done".into()).await?;
     let acknowledged = acknowledged.load(Ordering::Relaxed);
-    let wanted = tally.wanted;
+    let wanted = tally.wanted();
     ensure!(acknowledged == wanted, "{acknowledged} of {wanted} handled");
     connection.close(200, "done".into()).await?;
     Ok(())
@@ -220,7 +148,7 @@ async fn once(
 
 async fn backstop(queue: &Queue, store: impl Into<StoreHandle>, tally: &Arc<Tally>) -> Result<()> {
     let broker = RabbitMq::connect(&queue.url).await?;
-    let (handled, wanted) = (Arc::clone(tally), u64::from(tally.wanted));
+    let (handled, wanted) = (Arc::clone(tally), u64::from(tally.wanted()));
     let consumer = Consumer::builder(broker)
         .store(store)
         .max_in_flight(IN_FLIGHT.into())
@@ -228,7 +156,7 @@ async fn backstop(queue: &Queue, store: impl Into<StoreHandle>, tally: &Arc<Tall
             handled.handle(&body);
             std::future::ready(Ok::<_, HandlerError>(()))
         })?;
-    let stats = consumer.run(&tally.full).await?;
+    let stats = consumer.run(tally.full()).await?;
     let completed = stats.completed;
     ensure!(
         completed == wanted,

@@ -14,6 +14,8 @@ mod rabbit;
 mod report;
 mod rounds;
 mod servers;
+mod sqs;
+mod tally;
 mod throughput;
 
 use std::alloc::System;
@@ -32,13 +34,15 @@ static ALLOCATOR: Allocator<System> = Allocator::system();
 #[derive(Parser)]
 #[command(name = "cargo xtask bench")]
 struct Arguments {
-    /// Which parts: a (in process), b (`RabbitMQ`), c (latency), d (memory); all unless told
+    /// Which parts: a (in process), b (`RabbitMQ`), c (latency), d (memory), e (calls of SQS), f (SQS); all
+    /// unless told
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
-    /// How often each contestant of a, b and c takes its turn
+    /// How often each contestant takes its turn, in all parts but d
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// How many messages a turn takes; 500,000 in a, 50,000 in b, 5,000 in c, 1,000,000 in d unless told
+    /// How many messages a turn takes; 500,000 in a, 50,000 in b, e and f, 5,000 in c, 1,000,000 in d unless
+    /// told
     #[arg(long, value_parser = clap::value_parser!(u32).range(100..=100_000_000))]
     messages: Option<u32>,
     /// Gives the figures as JSON, in the last line of stdout
@@ -62,6 +66,8 @@ enum Part {
     B,
     C,
     D,
+    E,
+    F,
 }
 
 fn main() -> Result<()> {
@@ -87,6 +93,14 @@ fn main() -> Result<()> {
     if wants(Part::D) {
         let messages = messages.unwrap_or(1_000_000);
         runtime.block_on(memory::measure(messages, &mut report))?;
+    }
+    if wants(Part::E) {
+        let messages = messages.unwrap_or(50_000);
+        runtime.block_on(sqs::calls::measure(rounds, messages, &mut report))?;
+    }
+    if wants(Part::F) {
+        let messages = messages.unwrap_or(50_000);
+        runtime.block_on(sqs::throughput::measure(rounds, messages, &mut report))?;
     }
     if arguments.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::cpu;
-use crate::load::{Contestant, Tally};
+use crate::load::Contestant;
 use crate::rabbit::{BODY, Queue};
 use crate::report::{Report, Wanted, number};
 use crate::rounds::{Progress, ratios, turns};
 use crate::servers;
+use crate::tally::Tally;
 
 const CONTESTANTS: [Contestant; 4] = [
     Contestant::Raw,

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_config::SdkConfig;
 use backstop_core::ConfigError;
 use url::Url;
 
@@ -71,6 +72,7 @@ pub struct SqsConfig {
     pub(crate) region: Option<String>,
     pub(crate) profile: Option<String>,
     pub(crate) credentials: Option<StaticCredentials>,
+    pub(crate) sdk: Option<SdkConfig>,
     pub(crate) account: Option<String>,
     pub(crate) queue: Arc<str>,
     pub(crate) dead_letter_queue: String,
@@ -154,6 +156,7 @@ impl SqsConfig {
             endpoint,
             profile: None,
             credentials: None,
+            sdk: None,
             account,
             queue: queue_name("queue", queue)?.into(),
             dead_letter_queue: String::new(),
@@ -224,6 +227,28 @@ impl SqsConfig {
             access_key_id: access_key_id.to_owned(),
             secret_access_key: secret_access_key.to_owned(),
         });
+        self
+    }
+
+    /// Takes credentials, region, HTTP client and whatever else the SDK is to be given from here, and asks
+    /// the AWS chain for nothing: for IAM Identity Center, an assumed role, or a proxy.
+    ///
+    /// What the URL or [`Self::credentials`] say comes first, but for `profile`, which is of the chain.
+    /// Timeouts and retries stay those of this configuration.
+    ///
+    /// ```no_run
+    /// use backstop_sqs::{Sqs, SqsConfig};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let own = aws_config::load_defaults(aws_config::BehaviorVersion::latest()).await;
+    /// let url = "sqs://sqs.eu-central-1.amazonaws.com/123456789012/orders";
+    /// let broker = Sqs::new(SqsConfig::from_url(url)?.sdk_config(own));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn sdk_config(mut self, sdk: SdkConfig) -> Self {
+        self.sdk = Some(sdk);
         self
     }
 

@@ -13,7 +13,8 @@ use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{
-    ConfigBag, Credentials, Intercept, RuntimeComponents, StalledStreamProtectionConfig,
+    ConfigBag, Credentials, Intercept, RuntimeComponents, SharedCredentialsProvider,
+    SharedHttpClient, StalledStreamProtectionConfig,
 };
 use aws_sdk_sqs::error::BoxError;
 use aws_smithy_http_client::tls::Provider;
@@ -168,12 +169,30 @@ impl Link {
 }
 
 async fn sdk_config(config: &SqsConfig) -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .build_https();
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-    if let Some(region) = &config.region {
-        loader = loader.region(Region::new(region.clone()));
+    let credentials = config.credentials.as_ref().map(|given| {
+        let (id, secret) = (&given.access_key_id, &given.secret_access_key);
+        Credentials::new(id, secret, None, None, "backstop")
+    });
+    let region = config.region.clone().map(Region::new);
+    if let Some(given) = &config.sdk {
+        let mut sdk = given.clone().into_builder();
+        let region = region.or_else(|| given.region().cloned());
+        let nowhere = || Some(Region::from_static(NOWHERE)).filter(|_| config.endpoint.is_some());
+        sdk.set_region(region.or_else(nowhere));
+        if let Some(credentials) = credentials {
+            sdk.set_credentials_provider(Some(SharedCredentialsProvider::new(credentials)));
+        }
+        if given.http_client().is_none() {
+            sdk.set_http_client(Some(http_client()));
+        }
+        // Without one the SDK makes no client.
+        let behavior = given.behavior_version();
+        sdk.set_behavior_version(behavior.or(Some(BehaviorVersion::latest())));
+        return sdk.build();
+    }
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http_client());
+    if let Some(region) = region {
+        loader = loader.region(region);
     } else if config.is_plain() {
         // An emulator: no instance need be asked where it is.
         loader = loader.region(configured_region(config.profile.as_deref()));
@@ -181,9 +200,8 @@ async fn sdk_config(config: &SqsConfig) -> SdkConfig {
     if let Some(profile) = &config.profile {
         loader = loader.profile_name(profile);
     }
-    if let Some(given) = &config.credentials {
-        let (id, secret) = (&given.access_key_id, &given.secret_access_key);
-        loader = loader.credentials_provider(Credentials::new(id, secret, None, None, "backstop"));
+    if let Some(credentials) = credentials {
+        loader = loader.credentials_provider(credentials);
     }
     let loaded = loader.load().await;
     if loaded.region().is_some() || config.endpoint.is_none() {
@@ -203,6 +221,12 @@ fn configured_region(profile: Option<&str>) -> RegionProviderChain {
     RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
         .or_else(by_profile.build())
         .or_else(Region::from_static(NOWHERE))
+}
+
+fn http_client() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .build_https()
 }
 
 /// Counts what SQS bills.
@@ -229,14 +253,20 @@ impl Intercept for Counter {
 mod tests {
     use std::process::Command;
 
-    use super::*;
+    use aws_sdk_sqs::config::ProvideCredentials as _;
+    use serde_json::json;
 
-    const URL: &str = "BACKSTOP_TEST_REGION_OF";
+    use super::*;
+    use crate::scripted::Script;
+
+    const URL: &str = "sqs:///123456789012/orders";
+
+    const REGION_OF: &str = "BACKSTOP_TEST_REGION_OF";
 
     /// The test below starts this one in processes of its own, whose environments differ.
     #[tokio::test]
     async fn a_process_says_what_it_signs_for() {
-        if let Ok(url) = std::env::var(URL) {
+        if let Ok(url) = std::env::var(REGION_OF) {
             let config = SqsConfig::from_url(&url).unwrap();
             let region = sdk_config(&config).await.region().cloned();
             println!(
@@ -253,7 +283,9 @@ mod tests {
         command.env_remove("AWS_REGION").env_remove("AWS_PROFILE");
         command.env_remove("AWS_DEFAULT_REGION");
         command.env("AWS_EC2_METADATA_DISABLED", "true");
-        command.env("AWS_CONFIG_FILE", "/nowhere").env(URL, url);
+        command
+            .env("AWS_CONFIG_FILE", "/nowhere")
+            .env(REGION_OF, url);
         let output = command.envs(environment.iter().copied()).output().unwrap();
         let told = String::from_utf8(output.stdout).unwrap();
         let (_, region) = told.split_once("region: ").expect(&told);
@@ -289,5 +321,43 @@ mod tests {
             assert_eq!(region(url, environment), expected, "{url} {environment:?}");
         }
         std::fs::remove_file(profiles).unwrap();
+    }
+
+    fn given(http: Option<SharedHttpClient>) -> SdkConfig {
+        let credentials = Credentials::new("theirs", "secret", None, None, "test");
+        let provider = SharedCredentialsProvider::new(credentials);
+        let mut given = SdkConfig::builder().credentials_provider(provider);
+        given.set_http_client(http);
+        given.region(Region::new("eu-west-3")).build()
+    }
+
+    async fn seen(config: SqsConfig) -> (String, String) {
+        let sdk = sdk_config(&config).await;
+        let credentials = sdk.credentials_provider().unwrap();
+        let credentials = credentials.provide_credentials().await.unwrap();
+        let region = sdk.region().unwrap().to_string();
+        (region, credentials.access_key_id().to_owned())
+    }
+
+    #[tokio::test]
+    async fn what_is_handed_in_gives_way_to_the_url_and_to_credentials() {
+        let sdk = given(None);
+        let config = |url| SqsConfig::from_url(url).unwrap().sdk_config(sdk.clone());
+        let theirs = ("eu-west-3".to_owned(), "theirs".to_owned());
+        assert_eq!(seen(config(URL)).await, theirs);
+        assert_eq!(seen(config("sqs://localhost:1/orders")).await, theirs);
+        let url = format!("{URL}?region=eu-north-1");
+        let config = config(&url).credentials("ours", "secret");
+        let ours = ("eu-north-1".to_owned(), "ours".to_owned());
+        assert_eq!(seen(config).await, ours);
+    }
+
+    #[tokio::test]
+    async fn calls_go_by_the_client_that_is_handed_in_and_are_counted() {
+        let script = Script::new([json!({"QueueUrl": "https://q"})]);
+        let sdk = given(Some(script.http()));
+        let link = Link::new(SqsConfig::from_url(URL).unwrap().sdk_config(sdk));
+        assert_eq!(&*link.queue_url().await.unwrap(), "https://q");
+        assert_eq!(link.calls(), 1);
     }
 }

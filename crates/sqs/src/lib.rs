@@ -169,7 +169,8 @@
 //!
 //! They come from the AWS chain: environment, profile (`profile=`, also with `credential_process`), web
 //! identity, container, instance. IAM Identity Center (SSO) is left out for its weight: `aws configure
-//! export-credentials` puts its credentials into the environment.
+//! export-credentials` puts its credentials into the environment. A program that has a configuration of the
+//! SDK of its own hands it in: [`SqsConfig::sdk_config`].
 //!
 //! The SDK logs requests with headers and bodies at level `trace`, target `aws_smithy_runtime`: keep that
 //! target at `debug` where they must not be logged.

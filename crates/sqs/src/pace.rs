@@ -9,6 +9,9 @@ use crate::publish::BATCH;
 /// How long under load room is gathered for a full batch: SQS bills by call.
 const GATHER: Duration = Duration::from_millis(20);
 
+/// How often room is looked at meanwhile: whoever asks does not see it grow while waiting for an answer.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// One receive when idle, twice as many with each full batch, fewer when batches are not full.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -26,7 +29,7 @@ pub(crate) struct Pace {
 pub(crate) enum Plan {
     /// Begin receives that ask for these numbers of messages; none if enough are under way.
     Receive(Vec<usize>),
-    /// Wait until then for more room.
+    /// Wait until then, and see whether there is more room.
     Gather(Instant),
 }
 
@@ -52,7 +55,7 @@ impl Pace {
                 }
                 let until = *self.gathers_until.get_or_insert(now + GATHER);
                 if now < until {
-                    return Plan::Gather(until);
+                    return Plan::Gather(until.min(now + LOOK));
                 }
             }
             self.gathers_until = None;
@@ -127,10 +130,21 @@ mod tests {
         pace.brought(10, 10);
         let now = Instant::now();
         let until = now + GATHER;
-        assert_eq!(pace.plan(3, 0, now), Plan::Gather(until));
-        assert_eq!(pace.plan(5, 0, now), Plan::Gather(until));
+        assert_eq!(pace.plan(3, 0, now), Plan::Gather(now + LOOK));
+        let late = until - LOOK / 2;
+        assert_eq!(pace.plan(5, 0, late), Plan::Gather(until));
         assert_eq!(pace.plan(7, 0, until), Plan::Receive(vec![7]));
         assert_eq!(pace.plan(3, 1, until), Plan::Receive(vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_for_a_full_batch_is_used_within_a_millisecond() {
+        let mut pace = Pace::new(16, 64);
+        pace.brought(10, 10);
+        let now = Instant::now();
+        assert_eq!(pace.plan(1, 0, now), Plan::Gather(now + LOOK));
+        let receives = Plan::Receive(vec![10, 10]);
+        assert_eq!(pace.plan(24, 0, now + LOOK), receives);
     }
 
     #[tokio::test(start_paused = true)]

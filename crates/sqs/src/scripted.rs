@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::http::{HttpRequest, HttpResponse};
-use aws_sdk_sqs::config::{BehaviorVersion, Config, Credentials, Region};
+use aws_sdk_sqs::config::{BehaviorVersion, Config, Credentials, Region, SharedHttpClient};
 use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
 };
@@ -62,14 +62,18 @@ impl Script {
         asked.map(|asked| asked.body.clone()).collect()
     }
 
-    pub(crate) fn client(&self) -> Client {
+    /// What carries requests to it.
+    pub(crate) fn http(&self) -> SharedHttpClient {
         let script = self.clone();
-        let http = http_client_fn(move |_, _| SharedHttpConnector::new(script.clone()));
+        http_client_fn(move |_, _| SharedHttpConnector::new(script.clone()))
+    }
+
+    pub(crate) fn client(&self) -> Client {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .credentials_provider(Credentials::new("id", "secret", None, None, "scripted"))
             .region(Region::new("us-east-1"))
-            .http_client(http)
+            .http_client(self.http())
             .build();
         Client::from_conf(config)
     }
