@@ -164,9 +164,11 @@ async fn what_is_given_back_at_the_end_waits_for_its_extension() {
     let script = Script::new([late, answer(&[0], &[]).into()]);
     let desk = desk(&script);
     let (lease, _delivery) = delivery(&desk);
+    let begun = Instant::now();
     let closing = async {
         tokio::time::sleep(SECOND).await;
         desk.give_all_back().await;
+        assert!(begun.elapsed() >= 5 * SECOND);
     };
     let leases = [lease];
     let (extended, ()) = tokio::join!(desk.extend(&leases), closing);
