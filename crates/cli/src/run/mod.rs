@@ -32,6 +32,8 @@ use crate::{connect, logs};
 
 /// The longest time between SIGTERM and SIGKILL.
 const LONGEST_KILL_AFTER: Duration = Duration::from_hours(12);
+/// How long a handler may take to end, beyond what SIGKILL waits for.
+const SPARE: Duration = Duration::from_secs(5);
 
 const ABOUT: &str = "\
 Consume a queue with a program or an HTTP endpoint
@@ -145,7 +147,7 @@ impl Run {
                 "--kill-after cannot be {given}: at most {longest}"
             ));
         }
-        self.settings.check()?;
+        self.settings.check(self.spare())?;
         feed::check(self.feed.as_deref(), &self.url)
     }
 
@@ -157,10 +159,8 @@ impl Run {
         let feed = Feed::begin(self.feed.as_deref(), &self.url).await?;
         let endings = TaskTracker::new();
         let target = Arc::new(self.target(broker, shutdown, &endings)?);
-        let spare = self.kill_after + Duration::from_secs(5);
-        let builder = self
-            .settings
-            .apply(Consumer::builder(Arc::clone(broker)), spare)?;
+        let builder = Consumer::builder(Arc::clone(broker));
+        let builder = self.settings.apply(builder, self.spare())?;
         let builder = match &self.store {
             Some(url) => match connect::store_with_patience(url, shutdown).await? {
                 Some(store) => builder.store(store),
@@ -189,6 +189,14 @@ impl Run {
             return Err(CommandError::new(Code::TempFail, text));
         }
         Ok(told?)
+    }
+
+    /// How long a handler may take to end after its timeout.
+    fn spare(&self) -> Duration {
+        match self.endpoint {
+            Some(_) => SPARE,
+            None => self.kill_after + SPARE,
+        }
     }
 
     fn target(
