@@ -23,6 +23,9 @@ const DEAD_LETTER: i32 = 65;
 /// Linux takes at most 128 KiB for one variable of the environment, its name included.
 const LONGEST_VARIABLE: usize = 120 << 10;
 
+/// What the variable of a header begins with.
+const HEADER: &str = "BACKSTOP_HEADER_";
+
 /// A program, with what it is started with.
 pub(super) struct Program {
     pub(super) path: PathBuf,
@@ -99,6 +102,12 @@ impl Program {
             // They hold passwords, and are none of the program's business.
             .env_remove("BACKSTOP_URL")
             .env_remove("BACKSTOP_STORE");
+        // Where a program of another consumer starts us, we have inherited its message's headers.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with(HEADER) {
+                command.env_remove(name);
+            }
+        }
         for fact in self.metadata.facts(context) {
             set(&mut command, fact.variable, fact.value.as_deref());
         }
@@ -141,7 +150,7 @@ fn variable(header: &str) -> String {
         _ => '_',
     };
     let name: String = header.chars().map(letter).collect();
-    format!("BACKSTOP_HEADER_{name}")
+    format!("{HEADER}{name}")
 }
 
 /// Finds a program as a shell would: by its path, or by its name in `PATH`.
