@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use self::endpoint::Endpoint;
 use self::feed::Feed;
 use self::metadata::Metadata;
-use self::process_group::Ending;
+use self::process_group::{Ending, keep_ends};
 use self::program::{Program, Stdout};
 use self::report::Report;
 use self::settings::Settings;
@@ -111,7 +111,8 @@ impl Run {
     pub(crate) async fn execute(self) -> Result<(), CommandError> {
         logs::start("info", logs::Look::of_json_flag(self.json));
         self.check()?;
-        let shutdown = Shutdown::on_signals().map_err(|error| {
+        let listening = keep_ends().and_then(|()| Shutdown::on_signals());
+        let shutdown = listening.map_err(|error| {
             CommandError::new(Code::Software, format!("cannot listen to signals: {error}"))
         })?;
         let Some(broker) = connect::broker_with_patience(&self.url, &shutdown).await? else {

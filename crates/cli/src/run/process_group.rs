@@ -131,6 +131,22 @@ enum Signal {
     Kill,
 }
 
+/// Takes care that ends of programs can be waited for. Whoever started us may have ignored SIGCHLD,
+/// which is inherited: the kernel then throws away how a program ended.
+///
+/// # Errors
+///
+/// When signals cannot be listened to.
+pub(super) fn keep_ends() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        // What it does to the signal lasts longer than it.
+        drop(signal(SignalKind::child())?);
+    }
+    Ok(())
+}
+
 /// The group by its number, which outlives the program that led it.
 #[cfg(unix)]
 struct Group(Option<rustix::process::Pid>);

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use tokio::process::{Child, Command};
 
-use crate::command::{Files, backstop, run_fed, signal, start, wait, wait_for_end_of};
+use crate::command::{Files, backstop, output, run_fed, signal, start, wait, wait_for_end_of};
 
 const THREE: &str = "{\"body\":\"1\"}\n{\"body\":\"2\"}\n{\"body\":\"3\"}\n";
 
@@ -60,6 +60,23 @@ async fn a_second_signal_stops_at_once_and_gives_back() {
     assert_eq!(summary["completed"], 0, "{summary}");
     assert_eq!(summary["dead_lettered"], 0, "{summary}");
     wait_for_end_of(&program).await;
+}
+
+#[tokio::test]
+async fn ends_are_known_also_where_sigchld_was_ignored() {
+    let files = Files::new();
+    let run = run_fed(&files, THREE, &["--", "sh", "-c", "echo x >> done"]);
+    let run = run.as_std();
+    let mut command = Command::new("env");
+    for (name, _) in run.get_envs() {
+        command.env_remove(name);
+    }
+    command.arg("--ignore-signal=CHLD").arg(run.get_program());
+    command.args(run.get_args());
+    command.current_dir(files.directory()).kill_on_drop(true);
+    let summary = output(&mut command).await.with_code(0).json();
+    assert_eq!(summary["completed"], 3, "{summary}");
+    assert_eq!(files.read("done"), "x\nx\nx\n");
 }
 
 #[tokio::test]
