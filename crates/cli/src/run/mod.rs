@@ -52,9 +52,14 @@ done; 408, 425, 429, 5xx, no answer in time and no connection are retried, after
 429 or 503 say so; any other 4xx sends the message to the dead-letter queue. Redirects are not \
 followed.
 
-Ctrl-C or SIGTERM drains: running programs may finish within --grace. A second one stops at \
-once. If backstop itself is killed, its programs run on, and after --claim-lease their messages are \
+Ctrl-C or SIGTERM drains: running programs may finish within --grace, and get SIGTERM shortly before \
+its end. A second one stops at once. A program is killed at once, with all that it has started, when \
+the grace is over and when the lease of its message is lost, because somebody else may start the \
+message. If backstop itself is killed, its programs run on, and after --claim-lease their messages are \
 handled again, under a higher fence.
+
+As the first process of a container, backstop reaps what programs leave behind, except for what has \
+called setsid or setpgid: with such programs, use `docker run --init`.
 
 declare=true among the parameters of --url makes the queue and its dead-letter queue where they are \
 missing. On RabbitMQ, partitions=<number> lets --ordered keep order across processes; on SQS a FIFO queue \
@@ -83,7 +88,9 @@ pub(crate) struct Run {
     idempotent_by_nature: bool,
     #[command(flatten)]
     settings: Settings,
-    /// Wait this long after SIGTERM before SIGKILL, when a program has to end; at most 12h
+    /// Wait this long after SIGTERM before SIGKILL, when a program takes longer than
+    /// --handler-timeout; at most 12h. One whose message is lost, or whose grace is over, is killed
+    /// at once
     #[arg(long, value_parser = humantime::parse_duration, default_value = "5s")]
     kill_after: Duration,
     /// Fill a memory:// queue from this file of JSON lines first (see `backstop publish`), and end
@@ -222,6 +229,7 @@ impl Run {
             timeout: self.settings.handler_timeout,
             ending: Ending {
                 kill_after: self.kill_after,
+                grace: self.settings.grace,
                 shutdown: shutdown.clone(),
                 tasks: endings.clone(),
             },

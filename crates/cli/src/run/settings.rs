@@ -63,9 +63,10 @@ pub(crate) struct Settings {
     /// How long a handled message is remembered: a later repeat of it is handled again
     #[arg(long, value_parser = humantime::parse_duration, default_value = "24h")]
     retention: Duration,
-    /// Let running handlers finish for this long at Ctrl-C or SIGTERM
+    /// Let running handlers finish for this long at Ctrl-C or SIGTERM; a program gets SIGTERM before
+    /// its end, by --kill-after, but not in its first half
     #[arg(long, value_parser = humantime::parse_duration, default_value = "30s")]
-    grace: Duration,
+    pub(super) grace: Duration,
 }
 
 /// What becomes of a message without its key.
