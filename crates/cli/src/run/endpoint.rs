@@ -17,6 +17,8 @@ use crate::exit::{Code, CommandError};
 
 /// How much of an answer is read; the rest of a longer one costs the connection.
 const LONGEST_ANSWER: usize = 64 << 10;
+/// How long the rest of an answer is waited for, once its status has decided.
+const REST_OF_ANSWER: Duration = Duration::from_secs(5);
 /// How much of an answer stands in the error that a dead letter shows.
 const LONGEST_QUOTE: usize = 1 << 10;
 /// Message headers that HTTP and W3C trace context know by the same name.
@@ -70,13 +72,11 @@ impl Endpoint {
             .post(self.url.clone())
             .headers(self.headers(context))
             .body(body);
-        let answered = async {
-            let mut response = request.send().await?;
-            let quote = read(&mut response).await?;
-            Ok::<_, reqwest::Error>((response, quote))
-        };
-        match answered.await {
-            Ok((response, quote)) => self.judge(&response, &quote),
+        match request.send().await {
+            Ok(mut response) => {
+                let quote = read(&mut response).await;
+                self.judge(&response, &quote)
+            }
             Err(error) if error.is_timeout() => {
                 let limit = humantime::format_duration(self.timeout);
                 let text = format!("the endpoint did not answer within {limit}");
@@ -189,25 +189,34 @@ fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
-/// Reads an answer's end off the connection, and quotes its beginning behind a colon.
-async fn read(response: &mut Response) -> Result<String, reqwest::Error> {
+/// Reads an answer's end off the connection, and quotes its beginning behind a colon. What does not
+/// come, or not in time, is missing from the quote and changes nothing else: the status has decided.
+async fn read(response: &mut Response) -> String {
     let mut kept = Vec::new();
     let mut read = 0;
-    while let Some(chunk) = response.chunk().await? {
-        let room = LONGEST_QUOTE.saturating_sub(kept.len());
-        kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        read += chunk.len();
-        if read > LONGEST_ANSWER {
-            break;
+    let reading = async {
+        while let Some(chunk) = response.chunk().await? {
+            let room = LONGEST_QUOTE.saturating_sub(kept.len());
+            kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+            read += chunk.len();
+            if read > LONGEST_ANSWER {
+                break;
+            }
         }
-    }
+        Ok::<_, reqwest::Error>(())
+    };
+    let is_whole = matches!(
+        tokio::time::timeout(REST_OF_ANSWER, reading).await,
+        Ok(Ok(()))
+    );
     let text = String::from_utf8_lossy(&kept);
     let text = text.trim();
-    let mark = if read > kept.len() { "…" } else { "" };
+    let is_cut = !is_whole || read > kept.len();
+    let mark = if is_cut { "…" } else { "" };
     if text.is_empty() {
-        return Ok(String::new());
+        return String::new();
     }
-    Ok(format!(": {text}{mark}"))
+    format!(": {text}{mark}")
 }
 
 /// Control characters and what is not ASCII are percent-encoded: HTTP cannot carry the former, and

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use self::endpoint::Endpoint;
 use self::feed::Feed;
 use self::metadata::Metadata;
-use self::process_group::Ending;
+use self::process_group::{Ending, keep_ends};
 use self::program::{Program, Stdout};
 use self::report::Report;
 use self::settings::Settings;
@@ -32,6 +32,8 @@ use crate::{connect, logs};
 
 /// The longest time between SIGTERM and SIGKILL.
 const LONGEST_KILL_AFTER: Duration = Duration::from_hours(12);
+/// How long a handler may take to end, beyond what SIGKILL waits for.
+const SPARE: Duration = Duration::from_secs(5);
 
 const ABOUT: &str = "\
 Consume a queue with a program or an HTTP endpoint
@@ -50,9 +52,14 @@ done; 408, 425, 429, 5xx, no answer in time and no connection are retried, after
 429 or 503 say so; any other 4xx sends the message to the dead-letter queue. Redirects are not \
 followed.
 
-Ctrl-C or SIGTERM drains: running programs may finish within --grace. A second one stops at \
-once. If backstop itself is killed, its programs run on, and after --claim-lease their messages are \
+Ctrl-C or SIGTERM drains: running programs may finish within --grace, and get SIGTERM shortly before \
+its end. A second one stops at once. A program is killed at once, with all that it has started, when \
+the grace is over and when the lease of its message is lost, because somebody else may start the \
+message. If backstop itself is killed, its programs run on, and after --claim-lease their messages are \
 handled again, under a higher fence.
+
+As the first process of a container, backstop reaps what programs leave behind, except for what has \
+called setsid or setpgid: with such programs, use `docker run --init`.
 
 declare=true among the parameters of --url makes the queue and its dead-letter queue where they are \
 missing. On RabbitMQ, partitions=<number> lets --ordered keep order across processes; on SQS a FIFO queue \
@@ -81,7 +88,9 @@ pub(crate) struct Run {
     idempotent_by_nature: bool,
     #[command(flatten)]
     settings: Settings,
-    /// Wait this long after SIGTERM before SIGKILL, when a program has to end; at most 12h
+    /// Wait this long after SIGTERM before SIGKILL, when a program takes longer than
+    /// --handler-timeout; at most 12h. One whose message is lost, or whose grace is over, is killed
+    /// at once
     #[arg(long, value_parser = humantime::parse_duration, default_value = "5s")]
     kill_after: Duration,
     /// Fill a memory:// queue from this file of JSON lines first (see `backstop publish`), and end
@@ -109,7 +118,8 @@ impl Run {
     pub(crate) async fn execute(self) -> Result<(), CommandError> {
         logs::start("info", logs::Look::of_json_flag(self.json));
         self.check()?;
-        let shutdown = Shutdown::on_signals().map_err(|error| {
+        let listening = keep_ends().and_then(|()| Shutdown::on_signals());
+        let shutdown = listening.map_err(|error| {
             CommandError::new(Code::Software, format!("cannot listen to signals: {error}"))
         })?;
         let Some(broker) = connect::broker_with_patience(&self.url, &shutdown).await? else {
@@ -145,7 +155,7 @@ impl Run {
                 "--kill-after cannot be {given}: at most {longest}"
             ));
         }
-        self.settings.check()?;
+        self.settings.check(self.spare())?;
         feed::check(self.feed.as_deref(), &self.url)
     }
 
@@ -157,10 +167,8 @@ impl Run {
         let feed = Feed::begin(self.feed.as_deref(), &self.url).await?;
         let endings = TaskTracker::new();
         let target = Arc::new(self.target(broker, shutdown, &endings)?);
-        let spare = self.kill_after + Duration::from_secs(5);
-        let builder = self
-            .settings
-            .apply(Consumer::builder(Arc::clone(broker)), spare)?;
+        let builder = Consumer::builder(Arc::clone(broker));
+        let builder = self.settings.apply(builder, self.spare())?;
         let builder = match &self.store {
             Some(url) => match connect::store_with_patience(url, shutdown).await? {
                 Some(store) => builder.store(store),
@@ -191,6 +199,14 @@ impl Run {
         Ok(told?)
     }
 
+    /// How long a handler may take to end after its timeout.
+    fn spare(&self) -> Duration {
+        match self.endpoint {
+            Some(_) => SPARE,
+            None => self.kill_after + SPARE,
+        }
+    }
+
     fn target(
         &self,
         broker: &BrokerHandle,
@@ -213,6 +229,7 @@ impl Run {
             timeout: self.settings.handler_timeout,
             ending: Ending {
                 kill_after: self.kill_after,
+                grace: self.settings.grace,
                 shutdown: shutdown.clone(),
                 tasks: endings.clone(),
             },

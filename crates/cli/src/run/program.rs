@@ -23,6 +23,9 @@ const DEAD_LETTER: i32 = 65;
 /// Linux takes at most 128 KiB for one variable of the environment, its name included.
 const LONGEST_VARIABLE: usize = 120 << 10;
 
+/// What the variable of a header begins with.
+const HEADER: &str = "BACKSTOP_HEADER_";
+
 /// A program, with what it is started with.
 pub(super) struct Program {
     pub(super) path: PathBuf,
@@ -47,7 +50,7 @@ impl Program {
     ///
     /// # Cancel safety
     ///
-    /// A dropped call ends the program.
+    /// A dropped call kills the program.
     pub(super) async fn handle(&self, body: Bytes, context: &Context) -> Result<(), Ended> {
         let spawned = ProcessGroup::spawn(self.command(context), self.ending.clone());
         let mut group = spawned.map_err(|error| {
@@ -57,33 +60,24 @@ impl Program {
             )))
         })?;
         let waited = tokio::time::timeout(self.timeout, group.attend(body)).await;
-        if let Ok(status) = waited {
-            return self.judge(status, &group.last_words().await);
+        if let Ok(Ok(status)) = waited {
+            if group.was_called() && !decides(status) {
+                // It gave way to the shutdown, which is no failure: when the grace is over its message
+                // is given back, and the attempt does not count.
+                group.end().await;
+                std::future::pending::<()>().await;
+            }
+            return judge(status, &group.last_words().await);
         }
         let said = group.end().await;
+        if let Ok(Err(error)) = waited {
+            let path = self.path.display();
+            let text = format!("cannot wait for {path}: {error}{said}");
+            return Err(Ended::Failed(HandlerError::transient(text)));
+        }
         let limit = humantime::format_duration(self.timeout);
         let text = format!("the program took longer than {limit}{said}");
         Err(Ended::TimedOut(HandlerError::transient(text)))
-    }
-
-    fn judge(&self, status: std::io::Result<ExitStatus>, said: &str) -> Result<(), Ended> {
-        let error = match status {
-            Ok(status) if status.success() => return Ok(()),
-            Ok(status) => match status.code() {
-                Some(DEAD_LETTER) => HandlerError::permanent(format!(
-                    "the program refused the message (exit code {DEAD_LETTER}){said}"
-                )),
-                Some(RETRY) => HandlerError::transient(format!(
-                    "the program asked for a retry (exit code {RETRY}){said}"
-                )),
-                _ => HandlerError::transient(format!("the program {}{said}", in_words(status))),
-            },
-            Err(error) => {
-                let path = self.path.display();
-                HandlerError::transient(format!("cannot wait for {path}: {error}"))
-            }
-        };
-        Err(Ended::Failed(error))
     }
 
     fn command(&self, context: &Context) -> Command {
@@ -99,6 +93,12 @@ impl Program {
             // They hold passwords, and are none of the program's business.
             .env_remove("BACKSTOP_URL")
             .env_remove("BACKSTOP_STORE");
+        // Where a program of another consumer starts us, we have inherited its message's headers.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with(HEADER) {
+                command.env_remove(name);
+            }
+        }
         for fact in self.metadata.facts(context) {
             set(&mut command, fact.variable, fact.value.as_deref());
         }
@@ -112,6 +112,25 @@ impl Program {
         );
         command
     }
+}
+
+/// Whether a program that ends so has made up its mind about its message.
+fn decides(status: ExitStatus) -> bool {
+    matches!(status.code(), Some(0 | DEAD_LETTER))
+}
+
+fn judge(status: ExitStatus, said: &str) -> Result<(), Ended> {
+    let error = match status.code() {
+        Some(0) => return Ok(()),
+        Some(DEAD_LETTER) => HandlerError::permanent(format!(
+            "the program refused the message (exit code {DEAD_LETTER}){said}"
+        )),
+        Some(RETRY) => HandlerError::transient(format!(
+            "the program asked for a retry (exit code {RETRY}){said}"
+        )),
+        _ => HandlerError::transient(format!("the program {}{said}", in_words(status))),
+    };
+    Err(Ended::Failed(error))
 }
 
 /// Sets a variable, or takes away what we have inherited under its name. What no environment can
@@ -141,7 +160,7 @@ fn variable(header: &str) -> String {
         _ => '_',
     };
     let name: String = header.chars().map(letter).collect();
-    format!("BACKSTOP_HEADER_{name}")
+    format!("{HEADER}{name}")
 }
 
 /// Finds a program as a shell would: by its path, or by its name in `PATH`.

@@ -7,6 +7,11 @@ use clap::{Args, ValueEnum};
 
 use crate::exit::{Code, CommandError};
 
+/// The shortest time that a handler can be given.
+const SHORTEST_TIMEOUT: Duration = Duration::from_millis(1);
+/// The longest time that core gives a handler.
+const LONGEST_HANDLING: Duration = Duration::from_hours(24);
+
 /// The consumer's settings.
 #[derive(Args)]
 pub(crate) struct Settings {
@@ -58,9 +63,10 @@ pub(crate) struct Settings {
     /// How long a handled message is remembered: a later repeat of it is handled again
     #[arg(long, value_parser = humantime::parse_duration, default_value = "24h")]
     retention: Duration,
-    /// Let running handlers finish for this long at Ctrl-C or SIGTERM
+    /// Let running handlers finish for this long at Ctrl-C or SIGTERM; a program gets SIGTERM before
+    /// its end, by --kill-after, but not in its first half
     #[arg(long, value_parser = humantime::parse_duration, default_value = "30s")]
-    grace: Duration,
+    pub(super) grace: Duration,
 }
 
 /// What becomes of a message without its key.
@@ -86,10 +92,16 @@ enum Spread {
 }
 
 impl Settings {
-    /// Refuses what can be refused without a broker.
-    pub(super) fn check(&self) -> Result<(), CommandError> {
-        if self.handler_timeout.is_zero() {
-            let text = "--handler-timeout cannot be 0: at least 1ms";
+    /// Refuses what can be refused without a broker, for a handler that needs `spare` to end.
+    pub(super) fn check(&self, spare: Duration) -> Result<(), CommandError> {
+        let longest = LONGEST_HANDLING.saturating_sub(spare);
+        if !(SHORTEST_TIMEOUT..=longest).contains(&self.handler_timeout) {
+            let [given, shortest, longest] = [self.handler_timeout, SHORTEST_TIMEOUT, longest]
+                .map(|time| humantime::format_duration(time).to_string());
+            let text = format!(
+                "--handler-timeout cannot be {given}: {shortest} to {longest}, a day less the time that \
+                 its end may take"
+            );
             return Err(CommandError::new(Code::Usage, text));
         }
         self.backoff().map(drop)

@@ -79,7 +79,22 @@ async fn a_setting_out_of_range_is_named_with_its_value_and_what_is_allowed() {
             "--cap cannot be 1s: at least the base of 5s",
         ),
         ("--cap 30days", "--cap cannot be"),
-        ("--handler-timeout 0s", "--handler-timeout cannot be"),
+        (
+            "--handler-timeout 0s",
+            "--handler-timeout cannot be 0s: 1ms to 23h 59m 50s",
+        ),
+        (
+            "--handler-timeout 1us",
+            "--handler-timeout cannot be 1us: 1ms to",
+        ),
+        (
+            "--handler-timeout 24h",
+            "--handler-timeout cannot be 1day: 1ms to 23h 59m 50s",
+        ),
+        (
+            "--handler-timeout 13h --kill-after 12h",
+            "--handler-timeout cannot be 13h: 1ms to 11h 59m 55s",
+        ),
         ("--claim-lease 1ms", "--claim-lease cannot be 1ms: 100ms to"),
         ("--retention 1s", "--retention cannot be 1s: longer than"),
         ("--ordered --max-buffered 0", "--max-buffered cannot be 0"),

@@ -10,7 +10,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::command::{Ended, Files, nobody, output, run_fed};
 
@@ -222,4 +223,62 @@ async fn what_an_endpoint_says_becomes_the_error() {
     assert!(ended.stderr.contains("!…"), "the cut shows");
     assert!(!ended.stderr.contains(&"!".repeat(2_000)), "it is cut");
     assert!(!ended.stderr.contains("secret-body"), "{}", ended.stderr);
+}
+
+/// What becomes of an answer that promises more than it gives.
+#[derive(Clone, Copy, Debug)]
+enum Rest {
+    BreaksOff,
+    NeverComes,
+}
+
+/// An endpoint that answers with the status that is the message's id. Gives its URL.
+async fn answer_in_part(rest: Rest) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (connection, _) = listener.accept().await.unwrap();
+            tokio::spawn(answer_one(connection, rest));
+        }
+    });
+    url
+}
+
+async fn answer_one(mut connection: TcpStream, rest: Rest) {
+    let mut request = String::new();
+    // The head, and a body of three bytes: a connection that is closed before that is reset.
+    while request.split("\r\n\r\n").nth(1).map(str::len) != Some(3) {
+        let mut buffer = [0; 4096];
+        let read = connection.read(&mut buffer).await.unwrap();
+        assert_ne!(read, 0, "the request breaks off: {request}");
+        request.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    let id = request.split("backstop-message-id: ").nth(1).unwrap();
+    let answer = format!(
+        "HTTP/1.1 {} Said\r\ncontent-length: 1000\r\n\r\nthe beginning",
+        &id[..3]
+    );
+    connection.write_all(answer.as_bytes()).await.unwrap();
+    match rest {
+        Rest::BreaksOff => {}
+        Rest::NeverComes => std::future::pending().await,
+    }
+}
+
+#[tokio::test]
+async fn the_status_decides_also_if_the_rest_of_the_answer_does_not_come() {
+    for rest in [Rest::BreaksOff, Rest::NeverComes] {
+        let files = Files::new();
+        let url = answer_in_part(rest).await;
+        let lines = "{\"id\":\"200\",\"body\":\"200\"}\n{\"id\":\"422\",\"body\":\"422\"}\n";
+        let ended = output(&mut run_fed(&files, lines, &["--endpoint", &url])).await;
+        let ended = ended
+            .with_code(0)
+            .saying("answered 422 Unprocessable Entity: the beginning…");
+        let summary = ended.json();
+        assert_eq!(summary["completed"], 1, "{rest:?}: {summary}");
+        assert_eq!(summary["dead_lettered"], 1, "{rest:?}: {summary}");
+        assert_eq!(summary["started"], 2, "{rest:?}: {summary}");
+    }
 }

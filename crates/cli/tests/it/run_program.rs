@@ -55,13 +55,16 @@ async fn a_program_is_told_all_about_its_message() {
 #[tokio::test]
 async fn a_program_inherits_neither_the_urls_nor_the_facts_of_another_message() {
     let files = Files::new();
-    let script = r#"echo "${BACKSTOP_STORE-unset}|${BACKSTOP_PARTITION_KEY-unset}" > facts"#;
+    let script = r#"
+        echo "${BACKSTOP_STORE-unset}|${BACKSTOP_PARTITION_KEY-unset}" > facts
+        echo "${BACKSTOP_HEADER_X_TENANT-unset}" >> facts"#;
     let arguments = ["--", "sh", "-c", script];
     let mut command = run_fed(&files, r#"{"body":"1"}"#, &arguments);
     command.env("BACKSTOP_STORE", "memory://secret");
     command.env("BACKSTOP_PARTITION_KEY", "another");
+    command.env("BACKSTOP_HEADER_X_TENANT", "another");
     output(&mut command).await.with_code(0);
-    assert_eq!(files.read("facts"), "unset|unset\n");
+    assert_eq!(files.read("facts"), "unset|unset\nunset\n");
 }
 
 #[tokio::test]

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::process::Stdio;
 
+use serde_json::Value;
 use tokio::process::{Child, Command};
 
-use crate::command::{Files, backstop, run_fed, signal, start, wait, wait_for_end_of};
+use crate::command::{Files, backstop, output, run_fed, signal, start, wait, wait_for_end_of};
 
 const THREE: &str = "{\"body\":\"1\"}\n{\"body\":\"2\"}\n{\"body\":\"3\"}\n";
 
@@ -60,6 +61,55 @@ async fn a_second_signal_stops_at_once_and_gives_back() {
     assert_eq!(summary["completed"], 0, "{summary}");
     assert_eq!(summary["dead_lettered"], 0, "{summary}");
     wait_for_end_of(&program).await;
+}
+
+/// Starts a run of one message, sends it SIGTERM once, and gives the program's number and the summary.
+async fn shut_down(files: &Files, options: &[&str], script: &str) -> (String, Value) {
+    let arguments = [options, &["--", "sh", "-c", script]].concat();
+    let mut command = run_fed(files, r#"{"body":"1"}"#, &arguments);
+    let child = start_logging(files, &mut command);
+    let program = files.wait_for("started", "").await;
+    signal(&child, "TERM").await;
+    (program, wait(child).await.with_code(0).json())
+}
+
+#[tokio::test]
+async fn a_program_is_killed_when_the_grace_is_over() {
+    let files = Files::new();
+    let options = ["--kill-after", "1h", "--grace", "200ms"];
+    let script = "trap '' TERM; echo $$ > started; while :; do sleep 0.05; done";
+    let (program, summary) = shut_down(&files, &options, script).await;
+    assert_eq!(summary["released"], 1, "{summary}");
+    assert_eq!(summary["failed"], 0, "{summary}");
+    wait_for_end_of(&program).await;
+}
+
+#[tokio::test]
+async fn a_program_that_gives_way_to_a_shutdown_has_not_failed() {
+    let files = Files::new();
+    let options = ["--max-attempts", "1", "--grace", "2s"];
+    let script = "trap 'exit 1' TERM; echo $$ > started; while :; do sleep 0.05; done";
+    let (program, summary) = shut_down(&files, &options, script).await;
+    assert_eq!(summary["released"], 1, "{summary}");
+    assert_eq!(summary["failed"], 0, "{summary}");
+    wait_for_end_of(&program).await;
+}
+
+#[tokio::test]
+async fn ends_are_known_also_where_sigchld_was_ignored() {
+    let files = Files::new();
+    let run = run_fed(&files, THREE, &["--", "sh", "-c", "echo x >> done"]);
+    let run = run.as_std();
+    let mut command = Command::new("env");
+    for (name, _) in run.get_envs() {
+        command.env_remove(name);
+    }
+    command.arg("--ignore-signal=CHLD").arg(run.get_program());
+    command.args(run.get_args());
+    command.current_dir(files.directory()).kill_on_drop(true);
+    let summary = output(&mut command).await.with_code(0).json();
+    assert_eq!(summary["completed"], 3, "{summary}");
+    assert_eq!(files.read("done"), "x\nx\nx\n");
 }
 
 #[tokio::test]
