@@ -12,3 +12,4 @@ mod rabbitmq;
 mod run_endpoint;
 mod run_program;
 mod signals;
+mod terminal;
