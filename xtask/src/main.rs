@@ -1,6 +1,7 @@
 //! The tasks of the backstop workspace: `cargo xtask --help`.
 
 mod apt;
+mod features;
 mod images;
 mod pip;
 mod shell;

@@ -1,15 +1,13 @@
 //! Every check and every test, in one command.
 
-use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use cargo_metadata::MetadataCommand;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::images::Image;
-use crate::shell;
+use crate::{features, shell};
 
 /// Run every check and every test.
 #[derive(Args)]
@@ -20,7 +18,7 @@ pub(crate) struct Test {
     /// Only this step; may be repeated
     #[arg(long, value_enum)]
     only: Vec<Step>,
-    /// Handed to `cargo test`, such as a filter or `--package <name>`
+    /// Handed to `cargo test`, such as a filter
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -62,7 +60,7 @@ enum Step {
     Images,
     /// `cargo clippy`, where a warning is an error
     Lint,
-    /// Each feature compiles alone, and each package without any
+    /// Each feature compiles alone, each package without any, and what goes together with nothing else
     Features,
     /// `cargo doc`, where a warning is an error
     Docs,
@@ -77,6 +75,9 @@ enum Step {
     /// The tests in `tests/`, with real servers
     Integration,
 }
+
+/// Its tests plant bugs in the core.
+const SIMULATOR: &str = "backstop-sim";
 
 impl Test {
     pub(crate) fn run(&self) -> Result<()> {
@@ -103,8 +104,8 @@ impl Test {
         match step {
             Step::Format => shell::cargo(&["fmt", "--all", "--check"]),
             Step::Images => self.images(),
-            Step::Lint => lint(&["--workspace", "--all-targets", "--all-features"]),
-            Step::Features => features(),
+            Step::Lint => features::lint(&["--workspace", "--all-targets", "--all-features"]),
+            Step::Features => features::check(),
             Step::Docs => docs(),
             Step::Deny => deny(),
             Step::Unit => self.cargo_test(&["--lib", "--bins", "--examples"]),
@@ -124,12 +125,25 @@ impl Test {
         Image::LOCALSTACK.ensure()
     }
 
+    /// The simulator apart: nothing else is tested on a core that bugs can be planted in.
     fn cargo_test(&self, targets: &[&str]) -> Result<()> {
-        let mut test = shell::cargo_command();
-        test.args(["test", "--workspace", "--all-features", "--no-fail-fast"]);
-        test.args(targets).args(&self.arguments);
-        test.env("BACKSTOP_TEST_RABBITMQ_VERSION", self.rabbitmq.version());
-        shell::run(&mut test)
+        let features = features::all_of_users()?;
+        let users = [
+            "--workspace",
+            "--exclude",
+            SIMULATOR,
+            "--features",
+            &features,
+        ];
+        let simulator = ["--package", SIMULATOR, "--all-features"];
+        let results = [&users[..], &simulator].map(|packages| {
+            let mut test = shell::cargo_command();
+            test.args(["test", "--no-fail-fast"]).args(packages);
+            test.args(targets).args(&self.arguments);
+            test.env("BACKSTOP_TEST_RABBITMQ_VERSION", self.rabbitmq.version());
+            shell::run(&mut test)
+        });
+        results.into_iter().collect()
     }
 }
 
@@ -147,41 +161,6 @@ fn show(times: &[(String, Duration)]) {
     }
     let all: Duration = times.iter().map(|(_, time)| *time).sum();
     println!("{:>6.0}  in all", all.as_secs_f64());
-}
-
-fn lint(what: &[&str]) -> Result<()> {
-    let mut clippy = shell::cargo_command();
-    clippy.args(["clippy", "--quiet"]).args(what);
-    shell::run(clippy.args(["--", "--deny", "warnings"]))
-}
-
-/// All features together are what the other steps compile.
-fn features() -> Result<()> {
-    let metadata = MetadataCommand::new()
-        .manifest_path(shell::root().join("Cargo.toml"))
-        .no_deps()
-        .exec()
-        .context("cannot read the workspace")?;
-    for package in &metadata.packages {
-        let mut features: BTreeSet<&str> = package.features.keys().map(String::as_str).collect();
-        if features.is_empty() {
-            continue;
-        }
-        features.remove("default");
-        features.insert("");
-        for feature in features {
-            println!("{} with {feature:?} alone", package.name);
-            let name = package.name.as_str();
-            lint(&[
-                "--package",
-                name,
-                "--no-default-features",
-                "--features",
-                feature,
-            ])?;
-        }
-    }
-    Ok(())
 }
 
 /// Built apart: under this flag the core's locks work in these tests only.
@@ -207,7 +186,7 @@ fn docs() -> Result<()> {
 
 fn deny() -> Result<()> {
     if shell::output("cargo", &["deny", "--version"]).is_none() {
-        println!("cargo-deny is not installed: licences and sources are left to CI");
+        println!("cargo-deny is not installed: licences and sources are left to .ci/run");
         return Ok(());
     }
     // Without advisories: those change from one day to the next, and are fetched. A package that may

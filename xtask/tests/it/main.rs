@@ -1,3 +1,4 @@
 //! The workspace keeps its shape.
 
 mod arrows;
+mod toolchain;

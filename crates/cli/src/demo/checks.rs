@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::ledger::Entries;
 use super::plan::{Fate, Plan};
-use super::shop::Shop;
 use super::story::Told;
 use super::worker::MAX_IN_FLIGHT;
+use crate::exit::{Code, CommandError};
 
 /// What became of everything.
 pub(super) struct Outcome {
@@ -33,8 +33,7 @@ pub(super) struct Promise {
 
 impl Outcome {
     /// Compares the ledger with the plan.
-    pub(super) fn find(shop: &Shop, told: Told, took: Duration) -> Self {
-        let (plan, ledger) = (&shop.plan, shop.ledger.read());
+    pub(super) fn find(plan: &Plan, ledger: Entries, told: Told, took: Duration) -> Self {
         let lost = lost(plan, &ledger, &told.dead_letters);
         let promises = promises(plan, &ledger, &told, lost);
         Self {
@@ -54,6 +53,17 @@ impl Outcome {
     pub(super) fn broken(&self) -> Vec<&'static str> {
         let broken = self.promises.iter().filter(|promise| !promise.kept);
         broken.map(|promise| promise.text).collect()
+    }
+
+    /// What the demo ends with: a broken promise is a failure.
+    pub(super) fn verdict(&self) -> Result<(), CommandError> {
+        match self.broken() {
+            broken if broken.is_empty() => Ok(()),
+            broken => {
+                let text = format!("a promise was broken: {}", broken.join("; "));
+                Err(CommandError::new(Code::Data, text))
+            }
+        }
     }
 
     /// A count of both workers.
@@ -151,10 +161,28 @@ fn promises(plan: &Plan, ledger: &Entries, told: &Told, lost: u64) -> Vec<Promis
         ),
         promise("nothing was lost", lost == 0),
         promise(
+            "the outage cost no order",
+            !costs_an_order(plan, ledger, &told.dead_letters),
+        ),
+        promise(
             "exactly what cannot be handled is in the dead-letter queue, with its reason",
             dead_as_planned(plan, &told.dead_letters),
         ),
     ]
+}
+
+/// Whether an order that the bank failed is missing, or was given up though the bank alone failed it.
+fn costs_an_order(plan: &Plan, ledger: &Entries, dead: &[DeadLetterRecord]) -> bool {
+    let given_up: HashSet<usize> = dead
+        .iter()
+        .filter_map(|record| order_of(plan, record))
+        .collect();
+    let is_cost = |order: &usize| {
+        let is_good = plan.orders[*order].fate == Fate::Charged;
+        let was_charged = ledger.charged.contains_key(order);
+        is_good && (!was_charged || given_up.contains(order))
+    };
+    ledger.failed_by_bank.iter().any(is_cost)
 }
 
 fn dead_as_planned(plan: &Plan, dead: &[DeadLetterRecord]) -> bool {
@@ -166,3 +194,6 @@ fn dead_as_planned(plan: &Plan, dead: &[DeadLetterRecord]) -> bool {
     let count = dead.len() as u64;
     count == plan.poison() && distinct.len() == dead.len() && dead.iter().all(has_its_reason)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 //!
 //! It knows nothing of backstop's counters, so that it can be held against them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub(super) struct Entries {
     pub(super) violations: u64,
     /// Attempts that the bank failed.
     pub(super) bank_failures: u64,
+    /// The orders of those attempts.
+    pub(super) failed_by_bank: HashSet<usize>,
     /// Waits by the attempt that they led to.
     pub(super) waits: BTreeMap<u32, Waits>,
     /// Retries that came before their time.
@@ -121,7 +123,10 @@ impl Ledger {
 
     /// An attempt failed because of the bank.
     pub(super) fn failed_by_bank(&self, order: usize, attempt: u32) {
-        self.entries.lock().bank_failures += 1;
+        let mut entries = self.entries.lock();
+        entries.bank_failures += 1;
+        entries.failed_by_bank.insert(order);
+        drop(entries);
         self.failed(order, attempt);
     }
 

@@ -130,12 +130,14 @@ async fn crash(
         counted(in_hand, "order")
     ));
     let second = Worker::start(2, shop, place).await?;
-    until(&second, shop, || shop.ledger.charged() > charged).await;
+    let has_taken_over = until(&second, shop, || shop.ledger.charged() > charged).await;
     let takeover = at.elapsed();
-    narrator.say(&format!(
-        "another worker has taken over, {} later",
-        brief(takeover)
-    ));
+    let later = brief(takeover);
+    narrator.say(&if has_taken_over {
+        format!("another worker has taken over, {later} later")
+    } else {
+        format!("another worker was started, and has charged nothing {later} later")
+    });
     Ok((crashed, takeover, second))
 }
 
@@ -154,15 +156,31 @@ async fn outage(worker: &Worker, shop: &Shop, narrator: &Narrator) {
     shop.bank.put_out(false);
     narrator.say("the bank is back");
     let charged = shop.ledger.charged();
-    until(worker, shop, || shop.ledger.charged() > charged).await;
-    narrator.say("a probe went well: intake is open again");
+    let is_back = until(worker, shop, || shop.ledger.charged() > charged).await;
+    let has_opened = worker.stats().breaker_opened > opened;
+    narrator.say(recovery(has_opened, is_back));
 }
 
-/// Waits for something, but not for ever: when nothing happens any more, the ledger will say what is
-/// missing.
-async fn until(worker: &Worker, shop: &Shop, wanted: impl Fn() -> bool) {
+/// What is seen of the consumer after the outage.
+const fn recovery(breaker_opened: bool, charges_again: bool) -> &'static str {
+    match (breaker_opened, charges_again) {
+        (true, true) => "a probe went well: intake is open again",
+        (false, true) => "charges go through again; the breaker did not need to open",
+        (_, false) => "nothing is charged, although the bank is back",
+    }
+}
+
+/// Waits for something, but not for ever, and says whether it came: when nothing happens any more, the
+/// ledger will say what is missing.
+async fn until(worker: &Worker, shop: &Shop, wanted: impl Fn() -> bool) -> bool {
     let mut watch = Watch::new();
-    while !wanted() && !worker.has_ended() && watch.still(shop, worker) < STANDSTILL {
+    loop {
+        if wanted() {
+            return true;
+        }
+        if worker.has_ended() || watch.still(shop, worker) >= STANDSTILL {
+            return false;
+        }
         tokio::time::sleep(TICK / 2).await;
     }
 }
@@ -229,5 +247,20 @@ impl Watch {
             self.since = Instant::now();
         }
         self.since.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_is_told_only_of_what_was_seen() {
+        assert!(recovery(true, true).contains("a probe went well"));
+        for (opened, charges) in [(false, true), (true, false), (false, false)] {
+            let told = recovery(opened, charges);
+            assert!(!told.contains("probe"), "{told}");
+            assert_eq!(told.contains("nothing is charged"), !charges, "{told}");
+        }
     }
 }

@@ -2,18 +2,21 @@
 
 mod lines;
 mod sender;
+mod sending;
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal as _};
+use std::io::{self, BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use backstop::{Message, Publisher};
+use backstop::{Message, Publisher, Shutdown};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
 pub(crate) use self::lines::{Defaults, Lines};
 pub(crate) use self::sender::{Sender, Unconfirmed};
+use self::sending::Ended;
 use crate::exit::{Code, CommandError};
 use crate::{connect, logs, output};
 
@@ -28,7 +31,10 @@ Only the body is needed: as text, as any JSON value, or as body_base64. A messag
 gets a new one. The key is the partition key; the delay is a text such as \"5s\", or seconds.
 
 A file is checked to its end before its first message is published. Of stdin, what stands before a \
-bad line is published.";
+bad line is published.
+
+Ctrl-C or SIGTERM takes no further line, waits up to 5 s for what is not confirmed, says from which line \
+to go on, and ends with 75. A second one ends at once.";
 
 /// Publish messages, each confirmed by the broker
 #[derive(Args)]
@@ -102,13 +108,26 @@ impl Publish {
             delay: self.delay.unwrap_or_default(),
             max_body: broker.capabilities().max_body,
         };
-        let publisher = Publisher::new(broker.clone());
-        let mut sender = Sender::new(publisher, self.json);
+        // Until now a signal has ended the command, and nothing was published.
+        let shutdown = Shutdown::on_signals().map_err(|error| {
+            CommandError::new(Code::Software, format!("cannot listen to signals: {error}"))
+        })?;
+        let mut sender = Sender::new(Publisher::new(broker.clone()), self.json);
         let begun = Instant::now();
-        let sent = self.send(&source, defaults, &mut sender).await;
+        let sending = self.send(&source, defaults, &mut sender, &shutdown);
+        let ended = sending::until_interrupted(sending, &shutdown).await;
         sender.finish();
-        broker.close().await;
-        self.report(&sender, broker.queue(), begun.elapsed(), sent)
+        tokio::select! {
+            () = broker.close() => {}
+            () = shutdown.cut_short() => {}
+        }
+        let next_line = (!matches!(source, Source::Argument(_))).then(|| sender.next_line());
+        let sent = match ended {
+            Ok(Ended::Complete) => Ok(()),
+            Ok(Ended::Interrupted) => Err(interrupted(&mut sender, next_line)),
+            Err(error) => Err(error),
+        };
+        self.report(&sender, broker.queue(), begun.elapsed(), sent, next_line)
     }
 
     fn source(&self) -> Result<Source, CommandError> {
@@ -128,7 +147,8 @@ impl Publish {
         source: &Source,
         defaults: Defaults,
         sender: &mut Sender,
-    ) -> Result<(), CommandError> {
+        shutdown: &Shutdown,
+    ) -> Result<Ended, CommandError> {
         match source {
             Source::Argument(body) => {
                 let mut message = Message::new(body.clone());
@@ -139,44 +159,26 @@ impl Publish {
                 let entry = entry.map_err(|problem| CommandError::new(Code::Data, problem))?;
                 sender.expect(None);
                 sender.send(entry).await?;
+                sender.flush().await?;
+                Ok(Ended::Complete)
             }
             Source::File(path) => {
                 let name = path.display().to_string();
-                let mut bytes = 0;
-                for entry in Lines::new(open(path)?, name.clone(), defaults.clone()) {
-                    let entry = entry.map_err(|bad| bad.in_file())?;
-                    bytes += entry.read as u64;
-                }
+                let lines = Lines::new(open(path)?, name.clone(), defaults.clone());
+                let Some(bytes) = sending::measure(lines, shutdown).await? else {
+                    return Ok(Ended::Interrupted);
+                };
                 sender.expect(Some(bytes));
-                self.send_lines(open(path)?, name, defaults, sender).await?;
+                let lines = Lines::new(open(path)?, name, defaults);
+                sending::send_lines(lines, sender, shutdown).await
             }
             Source::Stdin => {
                 sender.expect(None);
                 let stdin = BufReader::new(io::stdin());
-                self.send_lines(stdin, "stdin".to_owned(), defaults, sender)
-                    .await?;
+                let lines = Lines::new(stdin, "stdin".to_owned(), defaults);
+                sending::send_lines(lines, sender, shutdown).await
             }
         }
-        sender.flush().await
-    }
-
-    async fn send_lines(
-        &self,
-        reader: impl BufRead + Send,
-        name: String,
-        defaults: Defaults,
-        sender: &mut Sender,
-    ) -> Result<(), CommandError> {
-        for entry in Lines::new(reader, name, defaults) {
-            match entry {
-                Ok(entry) => sender.send(entry).await?,
-                Err(bad) => {
-                    sender.flush().await?;
-                    return Err(bad.in_stream(sender.published()));
-                }
-            }
-        }
-        Ok(())
     }
 
     fn report(
@@ -185,6 +187,7 @@ impl Publish {
         queue: &str,
         took: Duration,
         sent: Result<(), CommandError>,
+        next_line: Option<usize>,
     ) -> Result<(), CommandError> {
         let published = sender.published();
         let told = if self.json {
@@ -194,6 +197,7 @@ impl Publish {
                 "published": published,
                 "not_confirmed": unconfirmed,
                 "error": sent.as_ref().err().map(ToString::to_string),
+                "resume_from_line": next_line.filter(|_| sent.is_err()),
                 "seconds": took.as_secs_f64(),
             }))
         } else if sent.is_ok() {
@@ -207,6 +211,24 @@ impl Publish {
         sent?;
         Ok(told?)
     }
+}
+
+/// Says what became of it, and where to go on.
+fn interrupted(sender: &mut Sender, next_line: Option<usize>) -> CommandError {
+    let confirmed = output::counted(sender.published(), "message");
+    let mut text = format!("interrupted: {confirmed} confirmed");
+    if sender.pending() > 0 {
+        let pending = output::counted(sender.pending(), "message");
+        let _ = write!(text, "; {pending} not, and may or may not have arrived");
+    }
+    if let Some(line) = next_line {
+        let _ = write!(
+            text,
+            "; to go on, publish from line {line} on (tail -n +{line})"
+        );
+    }
+    sender.abandon();
+    CommandError::new(Code::TempFail, text)
 }
 
 /// Opens a file to read lines from.

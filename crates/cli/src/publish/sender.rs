@@ -17,16 +17,20 @@ const BATCH: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
 /// How often a message is sent that the broker does not confirm, with the same id each time.
 const TRIES: u32 = 5;
+const NOT_WAITED_FOR: &str = "interrupted before the broker answered";
 
 /// A message that the broker did not confirm.
 pub(crate) struct Unconfirmed {
     line: usize,
-    error: BrokerError,
+    /// Nothing, where the answer was not waited for.
+    error: Option<BrokerError>,
 }
 
 impl Unconfirmed {
     pub(crate) fn json(&self) -> Value {
-        json!({"line": self.line, "error": with_causes(&self.error)})
+        let error = self.error.as_ref();
+        let error = error.map_or_else(|| NOT_WAITED_FOR.to_owned(), |error| with_causes(error));
+        json!({"line": self.line, "error": error})
     }
 }
 
@@ -36,6 +40,7 @@ pub(crate) struct Sender {
     batch: Vec<Entry>,
     bytes: usize,
     published: u64,
+    last_line: usize,
     unconfirmed: Vec<Unconfirmed>,
     progress: ProgressBar,
     quiet: bool,
@@ -48,6 +53,7 @@ impl Sender {
             batch: Vec::new(),
             bytes: 0,
             published: 0,
+            last_line: 0,
             unconfirmed: Vec::new(),
             progress: ProgressBar::hidden(),
             quiet,
@@ -75,6 +81,7 @@ impl Sender {
     /// Publishes a message, now or with those that follow.
     pub(crate) async fn send(&mut self, entry: Entry) -> Result<(), CommandError> {
         self.bytes += entry.message.body.len();
+        self.last_line = entry.line;
         self.batch.push(entry);
         if self.batch.len() >= BATCH || self.bytes >= BATCH_BYTES {
             self.flush().await?;
@@ -83,71 +90,75 @@ impl Sender {
     }
 
     /// Publishes what was kept back, and returns when all of it is confirmed.
+    ///
+    /// # Cancel safety
+    ///
+    /// What is not known to be confirmed is kept, and counted by [`Sender::pending`].
     pub(crate) async fn flush(&mut self) -> Result<(), CommandError> {
-        let mut batch = std::mem::take(&mut self.batch);
         self.bytes = 0;
         let mut pauses = Pauses::default();
         for attempt in 1..=TRIES {
-            let failed = self.publish(batch).await;
-            let Some((_, first)) = failed.first() else {
+            let errors = self.publish().await;
+            let Some(first) = errors.first() else {
                 return Ok(());
             };
-            let may_help = failed.iter().all(|(_, error)| error.is_transient());
+            let may_help = errors.iter().all(BrokerError::is_transient);
             if attempt == TRIES || !may_help {
-                let error = self.give_up(&failed[..], first);
+                let error = self.give_up(first);
+                let failed = std::mem::take(&mut self.batch).into_iter().zip(errors);
                 self.unconfirmed = failed
-                    .into_iter()
                     .map(|(entry, error)| Unconfirmed {
                         line: entry.line,
-                        error,
+                        error: Some(error),
                     })
                     .collect();
                 return Err(error);
             }
             let pause = pauses.next();
-            tracing::warn!(error = %with_causes(first), unconfirmed = failed.len(), ?pause, "publishing again what was not confirmed");
-            batch = failed.into_iter().map(|(entry, _)| entry).collect();
+            tracing::warn!(error = %with_causes(first), unconfirmed = errors.len(), ?pause, "publishing again what was not confirmed");
             tokio::time::sleep(pause).await;
         }
         Ok(())
     }
 
-    /// Publishes, and gives back what was not confirmed.
-    async fn publish(&mut self, batch: Vec<Entry>) -> Vec<(Entry, BrokerError)> {
-        let messages: Vec<(Message, Duration)> = batch
+    /// Publishes what was kept back, and keeps what was not confirmed, for these reasons.
+    async fn publish(&mut self) -> Vec<BrokerError> {
+        let messages: Vec<(Message, Duration)> = self
+            .batch
             .iter()
             .map(|entry| (entry.message.clone(), entry.delay))
             .collect();
         let answers = self.publisher.publish_batch(messages).await;
-        let mut failed = Vec::new();
-        for (entry, answer) in batch.into_iter().zip(answers) {
+        let mut errors = Vec::new();
+        for (entry, answer) in std::mem::take(&mut self.batch).into_iter().zip(answers) {
             match answer {
                 Ok(_) => {
                     self.published += 1;
                     self.progress.inc(entry.read as u64);
                 }
-                Err(error) => failed.push((entry, error)),
+                Err(error) => {
+                    self.batch.push(entry);
+                    errors.push(error);
+                }
             }
         }
         let count = output::counted(self.published, "message");
+        tracing::debug!("{count} confirmed");
         self.progress.set_message(format!("{count} confirmed"));
-        failed
+        errors
     }
 
-    fn give_up(&self, failed: &[(Entry, BrokerError)], error: &BrokerError) -> CommandError {
+    fn give_up(&self, error: &BrokerError) -> CommandError {
         let published = output::counted(self.published, "message");
-        let failed_count = output::counted(failed.len() as u64, "message");
+        let failed = output::counted(self.pending(), "message");
         // A message from the arguments has no line.
-        let place = match failed.first() {
-            Some((Entry { line: 1.., .. }, _)) => {
-                let lines = failed.iter().map(|(entry, _)| entry.line);
-                format!(" (the first is line {})", lines.min().unwrap_or_default())
-            }
+        let place = match self.batch.iter().map(|entry| entry.line).min() {
+            Some(line @ 1..) => format!(" (the first is line {line})"),
             _ => String::new(),
         };
         let text = format!(
-            "{published} confirmed; {failed_count}{place} not, and may or may not have arrived; \
-             nothing further was sent"
+            "{published} confirmed; {failed}{place} not, and may or may not have arrived; nothing \
+             further was sent"
         );
         CommandError::broker(&text, error)
     }
@@ -155,6 +166,30 @@ impl Sender {
     /// How many messages were confirmed.
     pub(crate) const fn published(&self) -> u64 {
         self.published
+    }
+
+    /// How many messages were taken and are not known to be confirmed.
+    pub(crate) const fn pending(&self) -> u64 {
+        self.batch.len() as u64
+    }
+
+    /// What is pending is waited for no more.
+    pub(crate) fn abandon(&mut self) {
+        let pending = std::mem::take(&mut self.batch).into_iter();
+        self.unconfirmed = pending
+            .map(|entry| Unconfirmed {
+                line: entry.line,
+                error: None,
+            })
+            .collect();
+    }
+
+    /// The first line that is not known to be confirmed, or not taken yet.
+    pub(crate) fn next_line(&self) -> usize {
+        let pending = self.batch.iter().map(|entry| entry.line);
+        let unconfirmed = self.unconfirmed.iter().map(|message| message.line);
+        let first = pending.chain(unconfirmed).min();
+        first.unwrap_or(self.last_line + 1)
     }
 
     /// What was not confirmed, of the batch that ended it.

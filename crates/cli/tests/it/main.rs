@@ -13,3 +13,4 @@ mod run_endpoint;
 mod run_program;
 mod signals;
 mod sqs;
+mod terminal;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::process::Stdio;
 
 use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
 use crate::command::{Files, backstop, output, run_fed, signal, start, wait, wait_for_end_of};
@@ -110,6 +111,32 @@ async fn ends_are_known_also_where_sigchld_was_ignored() {
     let summary = output(&mut command).await.with_code(0).json();
     assert_eq!(summary["completed"], 3, "{summary}");
     assert_eq!(files.read("done"), "x\nx\nx\n");
+}
+
+#[tokio::test]
+async fn a_signal_ends_publishing_with_what_is_confirmed_and_the_line_to_go_on_from() {
+    for name in ["TERM", "INT"] {
+        let files = Files::new();
+        let mut command = backstop(["publish", "--url", "memory://q", "--json"]);
+        command.env("RUST_LOG", "backstop=debug");
+        let mut child = start_logging(&files, command.stdin(Stdio::piped()));
+        let mut stdin = child.stdin.take().unwrap();
+        // More than a batch, and more may follow.
+        let lines = "{\"body\":1}\n".repeat(503);
+        stdin.write_all(lines.as_bytes()).await.unwrap();
+        files.wait_for("log", "500 messages confirmed").await;
+        signal(&child, name).await;
+        let result = wait(child).await.with_code(75).json();
+        drop(stdin);
+        let published = result["published"].as_u64().unwrap();
+        assert!((500..=503).contains(&published), "{result}");
+        assert_eq!(result["resume_from_line"], published + 1, "{result}");
+        assert_eq!(result["not_confirmed"].as_array().map(Vec::len), Some(0));
+        let said = files.read("log");
+        assert!(said.contains("interrupted: 50"), "{said}");
+        let tail = format!("tail -n +{}", published + 1);
+        assert!(said.contains(&tail), "{said}");
+    }
 }
 
 #[tokio::test]
