@@ -54,3 +54,31 @@ fn run_package(package: &str, arguments: &[String]) -> Result<()> {
     command.extend(arguments.iter().map(String::as_str));
     shell::cargo(&command)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands behind `cargo xtask` in a document, up to the end of the code that it stands in.
+    fn commands(document: &str) -> Vec<Vec<&str>> {
+        let behind = document.split("cargo xtask").skip(1);
+        let code = behind.filter_map(|text| text.split('`').next());
+        code.map(|code| code.split_whitespace().collect()).collect()
+    }
+
+    #[test]
+    fn every_task_that_the_documents_name_exists() {
+        let mut named = 0;
+        for name in ["README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"] {
+            let document = std::fs::read_to_string(shell::root().join(name)).expect(name);
+            for command in commands(&document) {
+                let words = std::iter::once("xtask").chain(command.iter().copied());
+                if let Err(error) = Arguments::try_parse_from(words) {
+                    panic!("{name}: cargo xtask {command:?}: {error}");
+                }
+                named += 1;
+            }
+        }
+        assert!(named > 10, "only {named} were found");
+    }
+}

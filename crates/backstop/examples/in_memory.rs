@@ -46,6 +46,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     let consumer = Consumer::builder(broker.clone())
         .store(InProcessStore::new())
+        // A repeat that comes while its original is handled waits this long at most; 30 s by default.
+        .claim_lease(Duration::from_secs(3))
         .backoff(backoff)
         .json(charge)?;
 

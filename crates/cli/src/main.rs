@@ -6,6 +6,8 @@ mod exit;
 mod logs;
 mod output;
 mod publish;
+#[cfg(test)]
+mod readme;
 mod run;
 
 use std::process::ExitCode;
