@@ -38,10 +38,11 @@ pub(crate) struct Settlements {
     randomness: Randomness,
 }
 
-/// Of each kind.
+/// Of each kind. SQS answers a batch when the last of the deletions by tens that it went into is over, up
+/// to 20 ms later: few batches at once would wait for each other.
 const LIMITS: Limits = Limits {
     batch: 256,
-    flights: 4,
+    flights: 32,
 };
 
 /// How often a settlement is tried before the message is given back instead.
