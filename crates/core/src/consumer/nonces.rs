@@ -17,9 +17,19 @@ pub(crate) struct Nonces {
 #[derive(Default)]
 struct State {
     last: u64,
-    given_up: HashMap<IdempotencyKey, (Content, u64)>,
-    /// What was given up, the oldest first; some of it was drawn again meanwhile.
+    given_up: HashMap<IdempotencyKey, GivenUp>,
+    /// What was given up, the oldest first, by key and time; some of it was drawn again meanwhile, and
+    /// given up once more.
     order: VecDeque<(IdempotencyKey, u64)>,
+    /// How often anything was given up.
+    times: u64,
+}
+
+/// A claim that may have been made.
+struct GivenUp {
+    content: Content,
+    number: u64,
+    time: u64,
 }
 
 /// One nonce.
@@ -37,10 +47,10 @@ impl Nonces {
     /// The nonce of a claim: that of an earlier one for the same message, or a new one.
     pub(crate) fn draw(&self, key: &IdempotencyKey, content: Content) -> Nonce {
         let mut state = self.state.lock();
-        if let Some((of, number)) = state.given_up.get(key).copied()
-            && of == content
+        let is_of = |given_up: &GivenUp| given_up.content == content;
+        if state.given_up.get(key).is_some_and(is_of)
+            && let Some(GivenUp { number, .. }) = state.given_up.remove(key)
         {
-            state.given_up.remove(key);
             return Nonce {
                 number,
                 is_drawn_again: true,
@@ -57,15 +67,22 @@ impl Nonces {
     pub(crate) fn give_up(&self, key: IdempotencyKey, content: Content, number: u64) {
         let mut state = self.state.lock();
         while state.order.len() >= MOST
-            && let Some((oldest, number)) = state.order.pop_front()
+            && let Some((oldest, time)) = state.order.pop_front()
         {
-            let is_still_there = |(_, known): &(Content, u64)| *known == number;
+            let is_still_there = |known: &GivenUp| known.time == time;
             if state.given_up.get(&oldest).is_some_and(is_still_there) {
                 state.given_up.remove(&oldest);
             }
         }
-        state.order.push_back((key.clone(), number));
-        state.given_up.insert(key, (content, number));
+        state.times += 1;
+        let time = state.times;
+        state.order.push_back((key.clone(), time));
+        let given_up = GivenUp {
+            content,
+            number,
+            time,
+        };
+        state.given_up.insert(key, given_up);
     }
 }
 
@@ -107,5 +124,19 @@ mod tests {
         drop(state);
         assert!(!nonces.draw(&key("0"), content).is_drawn_again);
         assert!(nonces.draw(&key("1"), content).is_drawn_again);
+    }
+
+    #[test]
+    fn what_is_given_up_again_and_again_is_not_forgotten() {
+        let nonces = Nonces::default();
+        let content = (None, 0);
+        let first = nonces.draw(&key("a"), content).number;
+        nonces.give_up(key("a"), content, first);
+        for _ in 0..2 * MOST {
+            let nonce = nonces.draw(&key("a"), content);
+            assert_eq!((nonce.number, nonce.is_drawn_again), (first, true));
+            nonces.give_up(key("a"), content, first);
+            nonces.give_up(key("b"), content, 0);
+        }
     }
 }
